@@ -1,0 +1,138 @@
+//! What the planner decides for a silo, and what it says about the decision.
+
+use crate::{SiloId, WeightId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// How a silo stores the frozen base weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseFormat {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// NormalFloat, 8 bits a value and an `f32` a block of 64.
+    Nf8,
+    /// NormalFloat, 4 bits (bit-compatible with bitsandbytes).
+    Nf4,
+    /// NormalFloat, 3 bits.
+    Nf3,
+    /// NormalFloat, 2 bits.
+    Nf2,
+}
+
+impl BaseFormat {
+    /// Every format, from the most to the fewest bits.
+    pub const ALL: [Self; 6] = [Self::F32, Self::Bf16, Self::Nf8, Self::Nf4, Self::Nf3, Self::Nf2];
+
+    /// The name in configurations and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Nf8 => "nf8",
+            Self::Nf4 => "nf4",
+            Self::Nf3 => "nf3",
+            Self::Nf2 => "nf2",
+        }
+    }
+
+    /// Bits of a NormalFloat code; `None` for plain floating point.
+    pub fn code_bits(self) -> Option<u32> {
+        match self {
+            Self::F32 | Self::Bf16 => None,
+            Self::Nf8 => Some(8),
+            Self::Nf4 => Some(4),
+            Self::Nf3 => Some(3),
+            Self::Nf2 => Some(2),
+        }
+    }
+}
+
+impl fmt::Display for BaseFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Memory of a training step in bytes, a field for every term of the cost model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryTerms {
+    /// Frozen base weights at rest.
+    pub base: f64,
+    /// Adapters and head, those that train and those that are only applied.
+    pub adapters: f64,
+    /// Gradients of what trains.
+    pub gradients: f64,
+    /// AdamW's two moments of what trains.
+    pub optimizer: f64,
+    /// Kept from forward to backward, from the lowest adapted layer upwards.
+    pub activations: f64,
+    /// Temporary tensors at the peak.
+    pub workspace: f64,
+}
+
+impl MemoryTerms {
+    /// The sum of all terms, in bytes.
+    pub fn total(&self) -> f64 {
+        self.base + self.adapters + self.gradients + self.optimizer + self.activations + self.workspace
+    }
+}
+
+/// Time of a round in seconds on the silo's own clock, a field for every term of the cost model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimeTerms {
+    /// Forward passes.
+    pub forward: f64,
+    /// Backward passes through the base.
+    pub backward: f64,
+    /// Adapters, both ways.
+    pub adapter: f64,
+    /// Overhead of the steps.
+    pub fixed: f64,
+    /// From the server to the silo.
+    pub download: f64,
+    /// From the silo to the server.
+    pub upload: f64,
+}
+
+impl TimeTerms {
+    /// The sum of all terms, in seconds.
+    pub fn total(&self) -> f64 {
+        self.forward + self.backward + self.adapter + self.fixed + self.download + self.upload
+    }
+}
+
+/// The plan of one silo.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SiloPlan {
+    /// Which silo.
+    pub silo: SiloId,
+    /// Texts in a batch.
+    pub batch_size: usize,
+    /// Format of the frozen weights.
+    pub base_format: BaseFormat,
+    /// Rank of every weight that trains; a weight that is not here does not train.
+    pub ranks: BTreeMap<WeightId, usize>,
+    /// Predicted memory.
+    pub memory: MemoryTerms,
+    /// Predicted time of a round.
+    pub time: TimeTerms,
+    /// Value of the objective.
+    pub objective: f64,
+    /// Why this plan, in sentences for the person who pays for the hardware.
+    pub reasons: Vec<String>,
+}
+
+/// The plan of a federation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Seconds within which every silo should finish a round.
+    pub deadline_s: f64,
+    /// Whether the planner chose the deadline, and how.
+    pub deadline_reason: String,
+    /// A plan for every silo.
+    pub silos: BTreeMap<SiloId, SiloPlan>,
+}

@@ -1,0 +1,87 @@
+//! All that a run needs to go on.
+
+use crate::{Adapter, Failure, Measured, Plan, Seed, SiloId, SiloProfile, WeightId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of [`RunState`] in checkpoints.
+pub const RUN_STATE_VERSION: u32 = 1;
+
+/// Quality of the federation's model on held-out examples.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Share of examples whose most probable label is right.
+    pub accuracy: f64,
+    /// Mean cross-entropy, in nats.
+    pub loss: f64,
+    /// Number of examples.
+    pub examples: u64,
+}
+
+/// One silo's part in a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SiloRound {
+    /// Who.
+    pub silo: SiloId,
+    /// What it measured.
+    pub measured: Measured,
+    /// Seconds on the run's clock, transfers included.
+    pub seconds: f64,
+    /// Bytes from the silo to the server.
+    pub bytes_up: u64,
+    /// Bytes from the server to the silo.
+    pub bytes_down: u64,
+}
+
+/// What happened in a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoundRecord {
+    /// Which round, from 1.
+    pub round: u32,
+    /// Silos whose updates counted.
+    pub silos: Vec<SiloRound>,
+    /// Silos that did not deliver.
+    pub failures: Vec<Failure>,
+    /// Whether the updates were merged; not when fewer than the quorum delivered.
+    pub merged: bool,
+    /// Seconds on the run's clock.
+    pub seconds: f64,
+    /// Quality after the round, when it was measured.
+    pub metrics: Option<Metrics>,
+}
+
+/// A run between two rounds. Kept whole in a checkpoint; the adapter's tensors lie beside it in a safetensors file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// [`RUN_STATE_VERSION`] when it was written.
+    pub version: u32,
+    /// Name of the method.
+    pub method: String,
+    /// Seed of the run.
+    pub seed: Seed,
+    /// Rounds completed.
+    pub round: u32,
+    /// Enrolled silos.
+    pub profiles: BTreeMap<SiloId, SiloProfile>,
+    /// Importance of every candidate weight, summing to 1.
+    pub importance: BTreeMap<WeightId, f64>,
+    /// The plan in force.
+    pub plan: Plan,
+    /// The federation's adapter.
+    #[serde(skip, default = "empty_adapter")]
+    pub adapter: Adapter,
+    /// Every round so far.
+    pub history: Vec<RoundRecord>,
+    /// Bytes from silos to the server so far, failures included.
+    pub bytes_up: u64,
+    /// Bytes from the server to silos so far.
+    pub bytes_down: u64,
+    /// Seconds on the run's clock so far.
+    pub clock_s: f64,
+    /// Seconds of real time so far, over all sessions of the run.
+    pub wall_s: f64,
+}
+
+fn empty_adapter() -> Adapter {
+    Adapter { scaling: 0.0, factors: BTreeMap::new(), head: BTreeMap::new() }
+}

@@ -1,0 +1,150 @@
+//! What the server asks of a silo, and what comes back.
+
+use crate::{Adapter, BaseFormat, LowRank, Seed, SiloId, WeightId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One piece of work for one silo in one round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// The round; 0 is before training.
+    pub round: u32,
+    /// Who does it.
+    pub silo: SiloId,
+    /// Where the silo's random streams start.
+    pub seed: Seed,
+    /// What to do.
+    pub work: Work,
+}
+
+/// The kinds of work. A method's local half is data here, not code in the silo.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Work {
+    /// Score how much each candidate weight matters to the silo's data.
+    Probe(ProbeWork),
+    /// Train adapters.
+    Train(TrainWork),
+}
+
+/// Importance by sensitivity over adapters in singular-value form ΔW = P·diag(λ)·Q (AdaLoRA, arXiv 2303.10512).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProbeWork {
+    /// Triplets on every candidate weight.
+    pub rank: usize,
+    /// Training steps.
+    pub steps: usize,
+    /// Texts in a batch.
+    pub batch_size: usize,
+    /// Constant learning rate of AdamW.
+    pub learning_rate: f64,
+    /// Format of the frozen weights.
+    pub base_format: BaseFormat,
+    /// Smoothing of the sensitivity (β1) and of its uncertainty (β2).
+    pub betas: (f64, f64),
+    /// γ of the regulariser γ·(‖PᵀP − I‖² + ‖QQᵀ − I‖²).
+    pub orthogonality: f64,
+    /// The head to start from; it trains along.
+    pub head: crate::Head,
+}
+
+/// Local training of one round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainWork {
+    /// What trains: factors at the silo's own ranks, and the head.
+    pub adapter: Adapter,
+    /// The rest of the merged adapter at the same scaling: applied in every forward pass and left as it is, so that a
+    /// silo that trains little still trains against the federation's model.
+    pub fixed: BTreeMap<WeightId, LowRank>,
+    /// Format of the frozen weights.
+    pub base_format: BaseFormat,
+    /// Texts in a batch.
+    pub batch_size: usize,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// AdamW's learning rate at the first and after the last step of this round; linear in between.
+    pub learning_rate: (f64, f64),
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm.
+    pub max_grad_norm: f64,
+    /// Dropout on the input of every trained factor A.
+    pub dropout: f64,
+}
+
+/// What a silo measured while it worked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Optimizer steps done.
+    pub steps: usize,
+    /// Tokens in all batches.
+    pub tokens: u64,
+    /// Mean loss over the steps.
+    pub loss: f64,
+    /// Seconds of computing on this machine, before any slow-down.
+    pub compute_s: f64,
+    /// Most memory that the work took at once, the base weights included.
+    pub peak_bytes: u64,
+}
+
+/// What a silo hands back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// The round of the task.
+    pub round: u32,
+    /// Who did it.
+    pub silo: SiloId,
+    /// Examples that it stands for.
+    pub examples: u64,
+    /// The result.
+    pub outcome: Outcome,
+    /// What it took.
+    pub measured: Measured,
+}
+
+/// The result of a piece of work.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Of a probe: a score for every candidate weight, summing to 1.
+    Scores(BTreeMap<WeightId, f64>),
+    /// Of training: the trained factors and the head.
+    Trained(Adapter),
+}
+
+/// Why a silo's work did not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// It finished after the deadline.
+    Late,
+    /// It cannot be reached.
+    Gone,
+    /// It ran out of memory.
+    OutOfMemory,
+    /// It reported an error or panicked.
+    Crashed,
+    /// It handed back something that is not a valid update.
+    Invalid,
+    /// The run is stopping.
+    Stopped,
+}
+
+/// A silo that did not deliver, as data; a round goes on without it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("silo {silo} in round {round}: {reason}")]
+pub struct Failure {
+    /// Who.
+    pub silo: SiloId,
+    /// The round of the task.
+    pub round: u32,
+    /// What kind.
+    pub kind: FailureKind,
+    /// The details, for a person.
+    pub reason: String,
+}
+
+impl Failure {
+    /// A failure of the silo of `task`.
+    pub fn of(task: &Task, kind: FailureKind, reason: impl Into<String>) -> Self {
+        Self { silo: task.silo.clone(), round: task.round, kind, reason: reason.into() }
+    }
+}

@@ -1,0 +1,1 @@
+//! FedPipe: transport.
