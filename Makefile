@@ -1,0 +1,71 @@
+# The daily commands. `make` alone lists them.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+# `make interop` checks this run; left empty, it makes a short one first.
+RUN ?=
+# One stamp for the whole invocation: every demo gets a run folder of its own, and nothing is ever overwritten.
+STAMP := $(shell date +%Y%m%d-%H%M%S)
+DEMO_RUN := runs/r8-demo-$(STAMP)
+INTEROP_RUN := $(if $(RUN),$(RUN),runs/interop-$(STAMP))
+REFERENCE := .venv-interop/bin/python
+MODEL := assets/models/all-MiniLM-L6-v2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint doc deny interop golden assets reference clean ci
+
+help: ## List the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: assets ## Fine-tune the demo model across four unequal silos (about ten minutes on two cores)
+	cargo build --release -p fedpipe
+	target/release/fedpipe run examples/r8.toml --output $(DEMO_RUN)
+	@echo
+	@echo "report   $(DEMO_RUN)/report.html"
+	@echo "adapter  $(DEMO_RUN)/adapter  (Hugging Face PEFT)"
+	@echo "try it   target/release/fedpipe predict $(DEMO_RUN) --text 'crude oil prices rose again'"
+
+test: assets ## Run all tests
+	cargo test --workspace
+
+lint: ## Check format and clippy, warnings denied
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc: ## Build the API documentation, warnings denied
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+deny: ## Check the dependencies' licences, sources and advisories
+	PYTHON=$(PYTHON) scripts/deny.sh
+
+interop: assets reference ## Compare exports with PEFT and Transformers (RUN=runs/NAME for a run of yours)
+	# With the tests, so that the dependencies have the features that `make test` built them with.
+	cargo build --workspace --bins --tests
+ifeq ($(RUN),)
+	# Agreement does not depend on how long the run was, so one short round does.
+	target/debug/fedpipe run examples/r8.toml --output $(INTEROP_RUN) \
+		--set federation.rounds=1 --set training.local_steps=5
+endif
+	$(REFERENCE) scripts/interop.py $(INTEROP_RUN) --model $(MODEL) \
+		--data assets/data/reuters-r8-test.tsv --fedpipe target/debug/fedpipe
+
+golden: assets reference ## Make the golden test fixtures anew with PyTorch
+	$(REFERENCE) scripts/golden_bert.py
+	$(REFERENCE) scripts/golden_minilm.py
+	# Apart from the reference environment: PEFT would load it too, and try to fetch kernels with it.
+	$(REFERENCE) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --upgrade \
+		--target .venv-golden bitsandbytes==0.50.2
+	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_nf4.py
+
+assets: ## Fetch the model and the data of the demo and the tests, once
+	$(PYTHON) scripts/fetch_assets.py
+
+reference: ## Make the Python environment of interop and golden (2.4 GB to download), once
+	PYTHON=$(PYTHON) scripts/python_env.sh
+
+clean: ## Remove what was built and the Python environments; assets and runs stay
+	cargo clean
+	rm -rf .venv-deny .venv-golden .venv-interop
+
+ci: ## Run what CI runs
+	bash .ci/run
