@@ -1,0 +1,388 @@
+//! The choice for one silo: batch size, base format and a rank for every candidate weight, under its budgets.
+//!
+//! maximise  J = Σ_m I_m·u(r_m) − penalty(f) + β·log₂(b/b_min)/log₂(b_max/b_min)
+//! subject to memory(b, f, r) ≤ memory budget and time(b, f, r) ≤ time budget,
+//!
+//! with I_m the importance of weight m and u(r) = log₂(1 + r)/log₂(1 + r_max): concave, 0 for a frozen weight and 1 for the
+//! largest rank of the menu. The objective and its constants are this project's own choice: arXiv 2404.06448 states the
+//! program but no closed form.
+//!
+//! Batch, format and lowest adapted layer are enumerated, since memory and time jump with them. What is left is a
+//! multiple-choice knapsack with two resources; u is concave and the costs of a rank are convex, so every weight's menu
+//! is its own concave hull and [`choose`] climbs it greedily: always the next rank with the most objective for the
+//! largest share that it takes of a remaining budget, then exchanges while they gain. Tests hold it against brute force.
+//! Another solver is another function from [`SiloProblem`] to [`Choice`].
+
+use super::cost::{CostModel, capped};
+use fedpipe_core::{BaseFormat, CandidateWeight, MemoryTerms, TimeTerms, WeightId};
+use std::collections::BTreeMap;
+
+/// Passes of exchanges over the weights; the second rarely finds anything.
+const EXCHANGE_PASSES: usize = 8;
+
+/// β when nobody says otherwise: the largest batch is worth about an eighth of the largest ranks.
+pub const BATCH_VALUE: f64 = 0.12;
+
+/// What a plan may choose from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Menu {
+    /// Batch sizes in texts, ascending.
+    pub batch_sizes: Vec<usize>,
+    /// Base formats.
+    pub formats: Vec<BaseFormat>,
+    /// Ranks that a weight may train at, ascending and without 0: not to train a weight is always a choice.
+    pub ranks: Vec<usize>,
+    /// β: what the largest batch is worth over the smallest, on the scale where the largest rank on every weight is
+    /// worth 1. A batch steadies the gradient; it does not add capacity.
+    pub batch_value: f64,
+}
+
+impl Menu {
+    /// The value of a batch size: β·log₂(b/b_min)/log₂(b_max/b_min), 0 when there is but one.
+    pub fn batch_term(&self, batch_size: usize) -> f64 {
+        let (Some(&least), Some(&most)) = (self.batch_sizes.first(), self.batch_sizes.last()) else { return 0.0 };
+        if most <= least {
+            return 0.0;
+        }
+        self.batch_value * (batch_size as f64 / least as f64).log2() / (most as f64 / least as f64).log2()
+    }
+
+    /// u(r) = log₂(1 + r)/log₂(1 + r_max).
+    pub fn rank_value(&self, rank: usize) -> f64 {
+        let largest = self.ranks.last().copied().unwrap_or(1).max(1);
+        (1.0 + rank as f64).log2() / (1.0 + largest as f64).log2()
+    }
+}
+
+/// What a base format costs in objective: a rough order of the accuracy that each loses, negligible at 8 bits and steep
+/// below 3. The project's own numbers; only a run can say what a format costs on a task.
+pub fn format_penalty(format: BaseFormat) -> f64 {
+    match format {
+        BaseFormat::F32 => 0.0,
+        BaseFormat::Bf16 => 0.002,
+        BaseFormat::Nf8 => 0.01,
+        BaseFormat::Nf4 => 0.03,
+        BaseFormat::Nf3 => 0.08,
+        BaseFormat::Nf2 => 0.2,
+    }
+}
+
+/// The choice that one silo's plan has to make.
+#[derive(Debug, Clone, Copy)]
+pub struct SiloProblem<'a> {
+    /// Costs of a choice, with the model and the silo.
+    pub cost: CostModel<'a>,
+    /// Importance by candidate weight; a weight that is missing counts as 0.
+    pub importance: &'a BTreeMap<WeightId, f64>,
+    /// What to choose from.
+    pub menu: &'a Menu,
+    /// Memory in bytes.
+    pub memory_budget: f64,
+    /// Seconds of a round, transfers included; infinite without a deadline.
+    pub time_budget: f64,
+}
+
+/// A silo's best choice.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// Texts in a batch.
+    pub batch_size: usize,
+    /// Format of the frozen weights.
+    pub base_format: BaseFormat,
+    /// Rank of every weight that trains.
+    pub ranks: BTreeMap<WeightId, usize>,
+    /// Predicted memory.
+    pub memory: MemoryTerms,
+    /// Predicted time of a round.
+    pub time: TimeTerms,
+    /// J.
+    pub objective: f64,
+}
+
+/// The best choice of every batch size and format that fits, best first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranking(Vec<Choice>);
+
+impl Ranking {
+    /// The best choice of all.
+    pub fn best(&self) -> &Choice {
+        &self.0[0]
+    }
+
+    /// The best choice with another format than the best's, and that with another batch size.
+    pub fn runners_up(&self) -> (Option<&Choice>, Option<&Choice>) {
+        let best = self.best();
+        let other = |differs: &dyn Fn(&&Choice) -> bool| self.0.iter().find(differs);
+        (other(&|c| c.base_format != best.base_format), other(&|c| c.batch_size != best.batch_size))
+    }
+
+    /// The best choice of all, alone.
+    pub fn into_best(mut self) -> Choice {
+        self.0.swap_remove(0)
+    }
+}
+
+/// Why a silo has no choice.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Shortfall {
+    /// The smallest plan takes this many bytes, more than the budget.
+    Memory {
+        /// Bytes of the smallest plan.
+        needs: f64,
+    },
+    /// The fastest plan that fits the memory takes this many seconds, more than the budget.
+    Time {
+        /// Seconds of the fastest plan.
+        needs: f64,
+    },
+    /// None of the formats was measured on the silo.
+    Unmeasured,
+}
+
+impl<'a> SiloProblem<'a> {
+    /// J of a choice.
+    pub fn objective(&self, batch_size: usize, format: BaseFormat, ranks: &BTreeMap<WeightId, usize>) -> f64 {
+        let value = ranks.iter().map(|(weight, &rank)| self.importance_of(weight) * self.menu.rank_value(rank));
+        value.sum::<f64>() - format_penalty(format) + self.menu.batch_term(batch_size)
+    }
+
+    /// The choice that these decisions make; `None` when the format was not measured.
+    pub fn evaluate(&self, batch_size: usize, format: BaseFormat, ranks: BTreeMap<WeightId, usize>) -> Option<Choice> {
+        let (memory, time) = self.cost.round(&self.cost.load(&ranks), batch_size, format)?;
+        let objective = self.objective(batch_size, format, &ranks);
+        Some(Choice { batch_size, base_format: format, ranks, memory, time, objective })
+    }
+
+    /// Whether a choice keeps both budgets, up to rounding.
+    pub fn fits(&self, choice: &Choice) -> bool {
+        let within = |used: f64, budget: f64| used <= budget * (1.0 + 1e-9);
+        within(choice.memory.total(), self.memory_budget) && within(choice.time.total(), self.time_budget)
+    }
+
+    /// Batch sizes and formats from the largest and the finest down: the order in which ties are broken.
+    pub(super) fn frames(&self) -> impl Iterator<Item = (usize, BaseFormat)> + use<'a> {
+        let menu = self.menu;
+        let least = menu.batch_sizes.first().copied().unwrap_or(1);
+        let examples = usize::try_from(self.cost.profile.examples).unwrap_or(usize::MAX);
+        let batches = menu.batch_sizes.iter().rev().filter(move |&&b| b <= examples.max(least));
+        batches.flat_map(move |&b| {
+            BaseFormat::ALL.into_iter().filter(move |f| menu.formats.contains(f)).map(move |f| (b, f))
+        })
+    }
+
+    fn importance_of(&self, weight: &WeightId) -> f64 {
+        self.importance.get(weight).copied().unwrap_or(0.0)
+    }
+}
+
+/// The best choice for every batch size and format of the menu, ties going to the larger batch, then to more bits, then
+/// to the upper layers.
+///
+/// # Errors
+/// When not even a head alone on the smallest batch keeps the budgets, with what it would take.
+pub fn choose(problem: &SiloProblem<'_>) -> Result<Ranking, Shortfall> {
+    let mut ranking: Vec<Choice> = problem.frames().filter_map(|(b, f)| best_in_frame(problem, b, f)).collect();
+    if ranking.is_empty() {
+        return Err(shortfall(problem));
+    }
+    ranking.sort_by(|x, y| y.objective.total_cmp(&x.objective));
+    Ok(Ranking(ranking))
+}
+
+fn best_in_frame(problem: &SiloProblem<'_>, batch_size: usize, format: BaseFormat) -> Option<Choice> {
+    let mut best: Option<Choice> = None;
+    for lowest in (0..=problem.cost.model.layers).rev() {
+        let Some(mut knapsack) = Knapsack::new(problem, batch_size, format, lowest) else { continue };
+        knapsack.fill();
+        knapsack.exchange();
+        let choice = problem.evaluate(batch_size, format, knapsack.ranks())?;
+        if problem.fits(&choice) && best.as_ref().is_none_or(|b| choice.objective > b.objective + 1e-12) {
+            best = Some(choice);
+        }
+    }
+    best
+}
+
+/// The smallest plans are a head alone: any adapted weight takes more memory and time.
+fn shortfall(problem: &SiloProblem<'_>) -> Shortfall {
+    let heads: Vec<Choice> = problem.frames().filter_map(|(b, f)| problem.evaluate(b, f, BTreeMap::new())).collect();
+    let least = |of: &dyn Fn(&Choice) -> f64, among: &dyn Fn(&Choice) -> bool| {
+        heads.iter().filter(|c| among(c)).map(of).min_by(f64::total_cmp)
+    };
+    let memory = |c: &Choice| c.memory.total();
+    match least(&|c| c.time.total(), &|c| memory(c) <= problem.memory_budget) {
+        Some(needs) => Shortfall::Time { needs },
+        None => least(&memory, &|_| true).map_or(Shortfall::Unmeasured, |needs| Shortfall::Memory { needs }),
+    }
+}
+
+/// One step of a weight's rank to the next of the menu.
+struct Move {
+    rank: usize,
+    value: f64,
+    memory: f64,
+    time: f64,
+}
+
+/// Ranks for the weights at or above one layer, with batch and format given.
+struct Knapsack<'a> {
+    /// Candidate and its moves, from the top layer down, so that ties go to the upper layers.
+    weights: Vec<(&'a CandidateWeight, Vec<Move>)>,
+    /// Moves made on each weight.
+    level: Vec<usize>,
+    /// Bytes and seconds that are left.
+    memory: f64,
+    time: f64,
+}
+
+impl<'a> Knapsack<'a> {
+    /// `None` when not even rank 0 everywhere keeps the budgets.
+    fn new(problem: &SiloProblem<'a>, batch_size: usize, format: BaseFormat, lowest: usize) -> Option<Self> {
+        let cost = &problem.cost;
+        let empty = cost.empty_load(lowest);
+        let (memory, time) = cost.round(&empty, batch_size, format)?;
+        let (memory, time) = (memory.total(), time.total());
+        if memory > problem.memory_budget || time > problem.time_budget {
+            return None;
+        }
+        let mut weights: Vec<(&CandidateWeight, Vec<Move>)> = Vec::new();
+        for candidate in cost.model.candidates.iter().filter(|c| c.layer >= lowest) {
+            let importance = problem.importance_of(&candidate.id);
+            let (mut moves, mut from, mut spent) = (Vec::new(), 0, (memory, time));
+            for &rank in problem.menu.ranks.iter().filter(|&&r| r == capped(candidate, r)) {
+                let raised = cost.raised(&empty, candidate, 0, rank);
+                let (memory, time) = cost.round(&raised, batch_size, format)?;
+                let total = (memory.total(), time.total());
+                moves.push(Move {
+                    rank,
+                    value: importance * (problem.menu.rank_value(rank) - problem.menu.rank_value(from)),
+                    memory: total.0 - spent.0,
+                    time: total.1 - spent.1,
+                });
+                (from, spent) = (rank, total);
+            }
+            weights.push((candidate, moves));
+        }
+        weights.sort_by_key(|(candidate, _)| std::cmp::Reverse(candidate.layer));
+        let level = vec![0; weights.len()];
+        Some(Self { weights, level, memory: problem.memory_budget - memory, time: problem.time_budget - time })
+    }
+
+    /// Makes the move of most value for the largest share of a remaining budget that it takes, while one fits.
+    fn fill(&mut self) {
+        while let Some(weight) = self.best_move() {
+            self.raise(weight);
+        }
+    }
+
+    fn best_move(&self) -> Option<usize> {
+        let mut best: Option<(usize, f64)> = None;
+        for (index, (_, moves)) in self.weights.iter().enumerate() {
+            let Some(next) = moves.get(self.level[index]) else { continue };
+            if next.value <= 0.0 || next.memory > self.memory || next.time > self.time {
+                continue;
+            }
+            let share = (next.memory / self.memory).max(next.time / self.time).max(f64::MIN_POSITIVE);
+            let gain = next.value / share;
+            if best.is_none_or(|(_, most)| gain > most) {
+                best = Some((index, gain));
+            }
+        }
+        best.map(|(index, _)| index)
+    }
+
+    /// Exchanges while they gain: a greedy fill ends with room that no single move fits into. An exchange either takes
+    /// one, two, … moves of a weight back and fills the room without that weight, or makes a weight's next move first
+    /// and takes back from the others what they can best do without.
+    fn exchange(&mut self) {
+        for _ in 0..EXCHANGE_PASSES {
+            let mut improved = false;
+            for index in 0..self.weights.len() {
+                for taken in (1..=self.level[index]).rev() {
+                    improved |= self.keep_if_better(|knapsack| knapsack.take_back(index, taken));
+                }
+                improved |= self.keep_if_better(|knapsack| knapsack.make_first(index));
+            }
+            if !improved {
+                break;
+            }
+        }
+    }
+
+    /// Makes a change and fills up; undoes both unless they gain.
+    fn keep_if_better(&mut self, change: impl FnOnce(&mut Self) -> bool) -> bool {
+        let (level, memory, time, value) = (self.level.clone(), self.memory, self.time, self.value());
+        if change(self) {
+            self.fill();
+            if self.value() > value + 1e-12 {
+                return true;
+            }
+        }
+        (self.level, self.memory, self.time) = (level, memory, time);
+        false
+    }
+
+    fn take_back(&mut self, index: usize, moves: usize) -> bool {
+        if self.level[index] < moves {
+            return false;
+        }
+        for _ in 0..moves {
+            self.lower(index);
+        }
+        let barred = std::mem::take(&mut self.weights[index].1);
+        self.fill();
+        self.weights[index].1 = barred;
+        true
+    }
+
+    fn make_first(&mut self, index: usize) -> bool {
+        if self.level[index] == self.weights[index].1.len() {
+            return false;
+        }
+        self.raise(index);
+        while self.memory < 0.0 || self.time < 0.0 {
+            let Some(least) = self.least_move(index) else { return false };
+            self.lower(least);
+        }
+        true
+    }
+
+    /// The weight other than `spared` whose last move has the least value for what it frees of the budget that is
+    /// overdrawn.
+    fn least_move(&self, spared: usize) -> Option<usize> {
+        let mut least: Option<(usize, f64)> = None;
+        for (index, (_, moves)) in self.weights.iter().enumerate().filter(|(index, _)| *index != spared) {
+            let Some(last) = self.level[index].checked_sub(1).map(|level| &moves[level]) else { continue };
+            let freed = if self.memory < 0.0 { last.memory } else { last.time };
+            let loss = last.value / freed.max(f64::MIN_POSITIVE);
+            if least.is_none_or(|(_, lowest)| loss < lowest) {
+                least = Some((index, loss));
+            }
+        }
+        least.map(|(index, _)| index)
+    }
+
+    fn raise(&mut self, index: usize) {
+        let next = &self.weights[index].1[self.level[index]];
+        (self.memory, self.time) = (self.memory - next.memory, self.time - next.time);
+        self.level[index] += 1;
+    }
+
+    fn lower(&mut self, index: usize) {
+        self.level[index] -= 1;
+        let last = &self.weights[index].1[self.level[index]];
+        (self.memory, self.time) = (self.memory + last.memory, self.time + last.time);
+    }
+
+    fn value(&self) -> f64 {
+        let made = |(index, (_, moves)): (usize, &(_, Vec<Move>))| -> f64 {
+            moves.iter().take(self.level[index]).map(|m: &Move| m.value).sum()
+        };
+        self.weights.iter().enumerate().map(made).sum()
+    }
+
+    fn ranks(&self) -> BTreeMap<WeightId, usize> {
+        let made = self.weights.iter().zip(&self.level).filter(|(_, level)| **level > 0);
+        made.map(|((candidate, moves), &level)| (candidate.id.clone(), moves[level - 1].rank)).collect()
+    }
+}

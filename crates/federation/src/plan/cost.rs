@@ -1,0 +1,289 @@
+//! The cost model: memory and time of one silo's round, a line for every term.
+//!
+//! The terms and their closed forms are this project's own (arXiv 2404.06448 gives no closed form of its budgets); the
+//! coefficients come from a short measured profile of the machine, [`fedpipe_core::DeviceProfile`].
+//!
+//! | symbol | is | unit |
+//! |---|---|---|
+//! | `b`, `f`, `ℓ`, `L` | batch size, base format, lowest adapted layer (`L` with only a head), layers | texts, –, –, – |
+//! | `r_m`, `d_m` | rank of weight m that trains; inputs + outputs of m | –, values |
+//! | `h` | values of the head | values |
+//! | `q_m` | rank of the factors of m that are only applied | – |
+//! | `T̂`, `T`, `s` | tokens of a large batch; tokens of all steps; steps | tokens, tokens, steps |
+//! | `v` | speed of the silo relative to the profiled machine | – |
+//!
+//! Memory in bytes, values being `f32`:
+//!
+//! ```text
+//! base        = bytes of the frozen weights in f
+//! adapters    = 4·(Σ d_m·r_m + Σ d_m·q_m + h)
+//! gradients   = 4·(Σ d_m·r_m + h)
+//! optimizer   = 8·(Σ d_m·r_m + h)                                      AdamW's two moments
+//! activations = T̂·(layer_bytes·(L − ℓ) + adapter_bytes·Σ r_m)
+//! workspace   = T̂·workspace_bytes + fixed_bytes
+//! ```
+//!
+//! Time in seconds:
+//!
+//! ```text
+//! forward  = T·L·forward_s[f]/v
+//! backward = T·(L − ℓ)·backward_s[f]/v
+//! adapter  = T·adapter_s·(Σ r_m + ⅓·Σ q_m + ⅓·Σ_{layer(m) ≥ ℓ} q_m)/v
+//! fixed    = s·step_overhead/v
+//! download = width·(Σ d_m·(r_m + q_m) + h) over the link
+//! upload   = width·(Σ d_m·r_m + h) over the link
+//! ```
+//!
+//! A factor pair that trains takes two products forward and four backward; one that is only applied takes the two
+//! forward and, at or above ℓ, two backward, hence the thirds. A plan assumes the worst case of the merged adapter: rank
+//! `server_rank` on every candidate, so q_m = max(server_rank − r_m, 0). The virtual clock ([`crate::simulate`]) puts the
+//! ranks, tokens and steps of the work that was really done into the same formula.
+
+use fedpipe_core::{
+    BaseFormat, CandidateWeight, DeviceProfile, MemoryTerms, ModelSpec, SiloProfile, TimeTerms, WeightId,
+};
+use std::collections::BTreeMap;
+
+/// Bytes of an `f32`.
+const VALUE_BYTES: f64 = 4.0;
+/// Bytes of AdamW's two moments of one value.
+const OPTIMIZER_BYTES: f64 = 8.0;
+/// What a factor pair costs in one direction when it is only applied, against training it.
+const APPLIED_SHARE: f64 = 1.0 / 3.0;
+
+/// What an adapter asks of a step: the sums of the cost model over the weights. Sums, so that a search can change one
+/// weight at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdapterLoad {
+    /// Lowest layer that trains, `ℓ`; the number of layers when only the head does.
+    pub lowest: usize,
+    /// Σ d_m·r_m.
+    pub trained_values: f64,
+    /// Σ d_m·q_m.
+    pub applied_values: f64,
+    /// Σ r_m.
+    pub trained_ranks: f64,
+    /// Σ q_m.
+    pub applied_ranks: f64,
+    /// Σ q_m over the weights at or above `lowest`.
+    pub applied_ranks_above: f64,
+    /// `h`.
+    pub head_values: f64,
+}
+
+impl AdapterLoad {
+    /// The load of a head alone, no weight trained or applied.
+    pub fn head_only(model: &ModelSpec) -> Self {
+        Self::starting_at(model, model.layers)
+    }
+
+    fn starting_at(model: &ModelSpec, lowest: usize) -> Self {
+        Self {
+            lowest,
+            trained_values: 0.0,
+            applied_values: 0.0,
+            trained_ranks: 0.0,
+            applied_ranks: 0.0,
+            applied_ranks_above: 0.0,
+            head_values: model.head_parameters() as f64,
+        }
+    }
+
+    /// The load of training `trained` and applying `applied`, each giving a candidate's rank.
+    pub fn of(
+        model: &ModelSpec,
+        trained: impl Fn(&CandidateWeight) -> usize,
+        applied: impl Fn(&CandidateWeight) -> usize,
+    ) -> Self {
+        let layers_trained = model.candidates.iter().filter(|c| trained(c) > 0).map(|c| c.layer);
+        let mut load = Self::starting_at(model, layers_trained.min().unwrap_or(model.layers));
+        for candidate in &model.candidates {
+            load.add(candidate, trained(candidate), applied(candidate));
+        }
+        load
+    }
+
+    /// The worst case of a plan: `ranks` train and the merged adapter has `server_rank` on every candidate.
+    pub fn planned(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>, server_rank: usize) -> Self {
+        let rank = |c: &CandidateWeight| ranks.get(&c.id).copied().unwrap_or(0);
+        Self::of(model, rank, |c| capped(c, server_rank).saturating_sub(rank(c)))
+    }
+
+    /// L − ℓ.
+    fn adapted_layers(&self, model: &ModelSpec) -> f64 {
+        model.layers.saturating_sub(self.lowest) as f64
+    }
+
+    fn add(&mut self, candidate: &CandidateWeight, trained: usize, applied: usize) {
+        self.trained_values += candidate.parameters(trained) as f64;
+        self.applied_values += candidate.parameters(applied) as f64;
+        self.trained_ranks += trained as f64;
+        self.applied_ranks += applied as f64;
+        if candidate.layer >= self.lowest {
+            self.applied_ranks_above += applied as f64;
+        }
+    }
+}
+
+/// A rank is never larger than the weight: more would be redundant.
+pub(super) fn capped(candidate: &CandidateWeight, rank: usize) -> usize {
+    rank.min(candidate.inputs).min(candidate.outputs)
+}
+
+/// Memory of a step with `tokens` in its batch; `None` when the model's size in `format` is not known.
+pub fn memory(
+    model: &ModelSpec,
+    device: &DeviceProfile,
+    load: &AdapterLoad,
+    format: BaseFormat,
+    tokens: f64,
+) -> Option<MemoryTerms> {
+    let trained = load.trained_values + load.head_values;
+    let per_layer = device.memory.layer_bytes_per_token * load.adapted_layers(model);
+    let per_rank = device.memory.adapter_bytes_per_token_rank * load.trained_ranks;
+    Some(MemoryTerms {
+        base: *model.base_bytes.get(&format)? as f64,
+        adapters: VALUE_BYTES * (trained + load.applied_values),
+        gradients: VALUE_BYTES * trained,
+        optimizer: OPTIMIZER_BYTES * trained,
+        activations: tokens * (per_layer + per_rank),
+        workspace: tokens * device.memory.workspace_bytes_per_token + device.memory.fixed_bytes,
+    })
+}
+
+/// Seconds of computing on the silo for `tokens` in `steps` steps, transfers left at zero; `None` when `format` was not
+/// measured.
+pub fn compute_time(
+    model: &ModelSpec,
+    profile: &SiloProfile,
+    load: &AdapterLoad,
+    format: BaseFormat,
+    tokens: f64,
+    steps: usize,
+) -> Option<TimeTerms> {
+    let device = &profile.device;
+    let speed = device.time.get(&format)?;
+    let applied = APPLIED_SHARE * (load.applied_ranks + load.applied_ranks_above);
+    Some(TimeTerms {
+        forward: tokens * model.layers as f64 * speed.forward_s_per_token_layer / profile.speed,
+        backward: tokens * load.adapted_layers(model) * speed.backward_s_per_token_layer / profile.speed,
+        adapter: tokens * device.adapter_s_per_token_rank * (load.trained_ranks + applied) / profile.speed,
+        fixed: steps as f64 * device.step_overhead_s / profile.speed,
+        download: 0.0,
+        upload: 0.0,
+    })
+}
+
+/// The cost of a round on one silo as a plan predicts it.
+#[derive(Debug, Clone, Copy)]
+pub struct CostModel<'a> {
+    /// The base model.
+    pub model: &'a ModelSpec,
+    /// The silo.
+    pub profile: &'a SiloProfile,
+    /// Largest rank of the merged adapter.
+    pub server_rank: usize,
+    /// Optimizer steps of a round.
+    pub local_steps: usize,
+    /// Bytes that a value takes in the codec, `width`.
+    pub value_bytes: f64,
+}
+
+impl CostModel<'_> {
+    /// Predicted memory and time of a round; `None` when `format` was not measured.
+    pub fn round(&self, load: &AdapterLoad, batch_size: usize, format: BaseFormat) -> Option<(MemoryTerms, TimeTerms)> {
+        let lengths = &self.profile.lengths;
+        let memory = memory(self.model, &self.profile.device, load, format, lengths.large_batch(batch_size))?;
+        let tokens = (self.local_steps * batch_size) as f64 * lengths.mean;
+        let mut time = compute_time(self.model, self.profile, load, format, tokens, self.local_steps)?;
+        let up = load.trained_values + load.head_values;
+        time.upload = self.profile.transfer_s(self.value_bytes * up);
+        time.download = self.profile.transfer_s(self.value_bytes * (up + load.applied_values));
+        Some((memory, time))
+    }
+
+    /// The load of `ranks` under the worst case of the merged adapter.
+    pub fn load(&self, ranks: &BTreeMap<WeightId, usize>) -> AdapterLoad {
+        AdapterLoad::planned(self.model, ranks, self.server_rank)
+    }
+
+    /// The load of a plan that may train layers from `lowest` upwards and trains none of their weights yet.
+    pub(super) fn empty_load(&self, lowest: usize) -> AdapterLoad {
+        let mut load = AdapterLoad::starting_at(self.model, lowest);
+        for candidate in &self.model.candidates {
+            load.add(candidate, 0, capped(candidate, self.server_rank));
+        }
+        load
+    }
+
+    /// `load` with the rank of `candidate`, now `from`, raised to `to`.
+    pub(super) fn raised(
+        &self,
+        load: &AdapterLoad,
+        candidate: &CandidateWeight,
+        from: usize,
+        to: usize,
+    ) -> AdapterLoad {
+        let applied = |rank: usize| capped(candidate, self.server_rank).saturating_sub(rank);
+        let (before, after) = (applied(from), applied(to));
+        let mut raised = *load;
+        raised.trained_values += candidate.parameters(to) as f64 - candidate.parameters(from) as f64;
+        raised.applied_values += candidate.parameters(after) as f64 - candidate.parameters(before) as f64;
+        raised.trained_ranks += to as f64 - from as f64;
+        raised.applied_ranks += after as f64 - before as f64;
+        if candidate.layer >= load.lowest {
+            raised.applied_ranks_above += after as f64 - before as f64;
+        }
+        raised
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fedpipe_testkit::{toy_model, toy_profile};
+
+    /// Every number by hand for the testkit's toy model: 2 layers with one 4×4 weight each, a head of 8 values, and a
+    /// profile of round numbers; rank 2 on the upper weight, server rank 3, batch 2 of 10 tokens, 5 steps, speed 1/2.
+    #[test]
+    fn every_term_is_what_a_hand_calculation_says() {
+        let (model, profile) = (toy_model(), toy_profile("a"));
+        let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
+        let load = cost.load(&[("layer.1.query".into(), 2)].into());
+        // d = 8, r = 2 → 16 trained; q = 1 above and 3 below → 32 applied; head 8.
+        assert_eq!((load.lowest, load.trained_values, load.applied_values), (1, 16.0, 32.0));
+        assert_eq!((load.trained_ranks, load.applied_ranks, load.applied_ranks_above), (2.0, 4.0, 1.0));
+        let (memory, time) = cost.round(&load, 2, BaseFormat::F32).unwrap();
+        assert_eq!(
+            memory,
+            MemoryTerms {
+                base: 4000.0,
+                adapters: 4.0 * 56.0,
+                gradients: 4.0 * 24.0,
+                optimizer: 8.0 * 24.0,
+                activations: 20.0 * (100.0 * 1.0 + 1.0 * 2.0),
+                workspace: 20.0 * 50.0 + 1000.0,
+            }
+        );
+        // 100 tokens; forward 1 ms, backward 2 ms, a rank 3 ms, a step 10 ms; all twice at speed 1/2.
+        let close = |x: f64, y: f64| assert!((x - y).abs() < 1e-12, "{x} is not {y}");
+        close(time.forward, 2.0 * 100.0 * 2.0 * 1e-3);
+        close(time.backward, 2.0 * 100.0 * 1.0 * 2e-3);
+        close(time.adapter, 2.0 * 100.0 * 3e-3 * (2.0 + 4.0 / 3.0 + 1.0 / 3.0));
+        close(time.fixed, 2.0 * 5.0 * 10e-3);
+        close(time.upload, 4.0 * 24.0 * 8.0 / 1e6);
+        close(time.download, 4.0 * 56.0 * 8.0 / 1e6);
+        assert!(cost.round(&load, 2, BaseFormat::Nf3).is_none(), "a format that nobody measured has no cost");
+    }
+
+    #[test]
+    fn raising_ranks_one_by_one_gives_the_load_of_the_whole_plan() {
+        let (model, profile) = (toy_model(), toy_profile("a"));
+        let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
+        let mut load = cost.empty_load(0);
+        load = cost.raised(&load, &model.candidates[0], 0, 2);
+        load = cost.raised(&load, &model.candidates[1], 0, 2);
+        load = cost.raised(&load, &model.candidates[1], 2, 4);
+        assert_eq!(load, cost.load(&[("layer.0.query".into(), 2), ("layer.1.query".into(), 4)].into()));
+    }
+}

@@ -1,0 +1,213 @@
+//! Plans in words and tables. Pure functions: who prints them decides where.
+
+use super::DEADLINE_SHARE;
+use super::choose::{Choice, Ranking, SiloProblem};
+use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
+use std::collections::BTreeMap;
+
+const MIB: f64 = 1_048_576.0;
+
+/// One silo's line of a table in the terminal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanRow {
+    /// Which silo.
+    pub silo: SiloId,
+    /// Texts in a batch.
+    pub batch_size: usize,
+    /// Name of the base format.
+    pub base_format: &'static str,
+    /// What trains, by [`grouped_ranks`].
+    pub adapted: Vec<String>,
+    /// Values that train, head included.
+    pub trainable_parameters: u64,
+    /// Predicted memory in MiB.
+    pub memory_mib: f64,
+    /// Budget in MiB.
+    pub memory_budget_mib: u64,
+    /// Predicted seconds of a round.
+    pub round_s: f64,
+}
+
+/// A row for every silo of the plan.
+pub fn rows(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, SiloProfile>) -> Vec<PlanRow> {
+    let row = |silo: &SiloPlan| PlanRow {
+        silo: silo.silo.clone(),
+        batch_size: silo.batch_size,
+        base_format: silo.base_format.name(),
+        adapted: grouped_ranks(model, &silo.ranks),
+        trainable_parameters: trainable_parameters(model, &silo.ranks),
+        memory_mib: silo.memory.total() / MIB,
+        memory_budget_mib: profiles.get(&silo.silo).map_or(0, |profile| profile.memory_mib),
+        round_s: silo.time.total(),
+    };
+    plan.silos.values().map(row).collect()
+}
+
+fn trainable_parameters(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> u64 {
+    let of = |(weight, &rank): (&WeightId, &usize)| model.candidate(weight).map_or(0, |c| c.parameters(rank));
+    model.head_parameters() + ranks.iter().map(of).sum::<u64>()
+}
+
+/// Ranks by runs of layers that have the same, from the embeddings upwards: `layers 3–5: query 8, value 8`. Layers are
+/// counted from 0, as in the names of the weights.
+pub fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
+    let mut by_layer: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for candidate in &model.candidates {
+        if let Some(rank) = ranks.get(&candidate.id) {
+            by_layer.entry(candidate.layer).or_default().push(format!("{} {rank}", candidate.kind));
+        }
+    }
+    let mut groups: Vec<(usize, usize, String)> = Vec::new();
+    for (layer, kinds) in by_layer {
+        let kinds = kinds.join(", ");
+        match groups.last_mut() {
+            Some((_, last, same)) if *last + 1 == layer && *same == kinds => *last = layer,
+            _ => groups.push((layer, layer, kinds)),
+        }
+    }
+    let name = |(first, last, kinds): (usize, usize, String)| match first == last {
+        true => format!("layer {first}: {kinds}"),
+        false => format!("layers {first}–{last}: {kinds}"),
+    };
+    if groups.is_empty() { vec!["head only".into()] } else { groups.into_iter().map(name).collect() }
+}
+
+/// Why the best of `ranking` was chosen: what it is, what binds, and what came second.
+pub(super) fn reasons(problem: &SiloProblem<'_>, ranking: &Ranking, deadline_s: f64) -> Vec<String> {
+    let best = ranking.best();
+    let mut reasons = vec![format!(
+        "batch {} over {}, {} weights adapted: objective {:.4}",
+        best.batch_size,
+        best.base_format,
+        best.ranks.len(),
+        best.objective
+    )];
+    reasons.push(binding(problem, best, deadline_s));
+    let (format, batch) = ranking.runners_up();
+    if let Some(choice) = format {
+        reasons.push(format!(
+            "the best plan with another base format is {} at batch {}: objective {:.4}",
+            choice.base_format, choice.batch_size, choice.objective
+        ));
+    }
+    if let Some(choice) = batch {
+        reasons.push(format!(
+            "the best plan with another batch is {} over {}: objective {:.4}",
+            choice.batch_size, choice.base_format, choice.objective
+        ));
+    }
+    reasons
+}
+
+/// Which budget stands in the way of the next larger rank or batch, and how much of each is left.
+fn binding(problem: &SiloProblem<'_>, best: &Choice, deadline_s: f64) -> String {
+    let next = next_larger(problem, best);
+    let over_memory = next.iter().any(|choice| choice.memory.total() > problem.memory_budget);
+    let over_time = next.iter().any(|choice| choice.time.total() > problem.time_budget);
+    let left = |used: f64, budget: f64| 100.0 * (1.0 - used / budget);
+    let memory = format!(
+        "{:.1} of {:.0} MiB used, {:.1} % left",
+        best.memory.total() / MIB,
+        problem.memory_budget / MIB,
+        left(best.memory.total(), problem.memory_budget)
+    );
+    let time = format!(
+        "{:.1} of {:.1} s used, {:.1} % left ({:.0} % of the deadline of {:.1} s)",
+        best.time.total(),
+        problem.time_budget,
+        left(best.time.total(), problem.time_budget),
+        100.0 * DEADLINE_SHARE,
+        deadline_s
+    );
+    match (over_memory, over_time) {
+        (true, true) => format!("memory and time bind: {memory}; {time}"),
+        (true, false) => format!("memory binds: {memory}; time has room: {time}"),
+        (false, true) => format!("time binds: {time}; memory has room: {memory}"),
+        (false, false) => format!("no budget binds, the menu offers nothing larger: {memory}; {time}"),
+    }
+}
+
+/// The choices one step up from `best`: the next rank on one weight of some importance; when all are at the top, the next
+/// batch size.
+fn next_larger(problem: &SiloProblem<'_>, best: &Choice) -> Vec<Choice> {
+    let menu = problem.menu;
+    let mut larger = Vec::new();
+    for candidate in &problem.cost.model.candidates {
+        let now = best.ranks.get(&candidate.id).copied().unwrap_or(0);
+        let next = menu.ranks.iter().find(|&&r| r > now && r <= candidate.inputs.min(candidate.outputs));
+        let Some(&next) = next.filter(|_| problem.importance.get(&candidate.id).is_some_and(|&i| i > 0.0)) else {
+            continue;
+        };
+        let mut ranks = best.ranks.clone();
+        ranks.insert(candidate.id.clone(), next);
+        larger.extend(problem.evaluate(best.batch_size, best.base_format, ranks));
+    }
+    if larger.is_empty() {
+        let batch = problem.frames().map(|(batch, _)| batch).filter(|&batch| batch > best.batch_size).min();
+        larger.extend(batch.and_then(|batch| problem.evaluate(batch, best.base_format, best.ranks.clone())));
+    }
+    larger
+}
+
+/// `plan.md`: the deadline, and for every silo what was chosen, predicted memory and time by term, and the reasons.
+pub fn markdown(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, SiloProfile>) -> String {
+    let mut text = format!(
+        "# Plan\n\nBase model: {} with {} layers and {} parameters. A round ends after {:.1} s: {}.\n",
+        model.architecture, model.layers, model.parameters, plan.deadline_s, plan.deadline_reason
+    );
+    for row in rows(plan, model, profiles) {
+        let Some(silo) = plan.silos.get(&row.silo) else { continue };
+        section(&mut text, &row, silo);
+    }
+    text
+}
+
+fn section(text: &mut String, row: &PlanRow, silo: &SiloPlan) {
+    let (memory, time) = (&silo.memory, &silo.time);
+    let mib = |name: &'static str, bytes: f64| (name, format!("{:.2}", bytes / MIB));
+    let seconds = |name: &'static str, seconds: f64| (name, format!("{seconds:.2}"));
+    *text += &format!("\n## Silo {}\n", row.silo);
+    *text += &table(
+        ("choice", ""),
+        &[
+            ("batch", row.batch_size.to_string()),
+            ("base format", row.base_format.to_string()),
+            ("adapted, kind and rank", row.adapted.join("; ")),
+            ("trainable parameters", row.trainable_parameters.to_string()),
+        ],
+    );
+    *text += &table(
+        ("memory", "MiB"),
+        &[
+            mib("base", memory.base),
+            mib("adapters", memory.adapters),
+            mib("gradients", memory.gradients),
+            mib("optimizer", memory.optimizer),
+            mib("activations", memory.activations),
+            mib("workspace", memory.workspace),
+            mib("**predicted in all**", memory.total()),
+            ("budget", row.memory_budget_mib.to_string()),
+        ],
+    );
+    *text += &table(
+        ("round", "s"),
+        &[
+            seconds("forward", time.forward),
+            seconds("backward", time.backward),
+            seconds("adapters", time.adapter),
+            seconds("overhead of the steps", time.fixed),
+            seconds("download", time.download),
+            seconds("upload", time.upload),
+            seconds("**predicted in all**", time.total()),
+        ],
+    );
+    *text += "\n";
+    for reason in &silo.reasons {
+        *text += &format!("- {reason}\n");
+    }
+}
+
+fn table(head: (&str, &str), lines: &[(&str, String)]) -> String {
+    let lines: String = lines.iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect();
+    format!("\n| {} | {} |\n|---|---:|\n{lines}", head.0, head.1)
+}

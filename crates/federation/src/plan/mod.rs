@@ -1,0 +1,215 @@
+//! A plan for every silo: batch size, base format and ranks that its memory and the round's deadline allow.
+
+mod choose;
+mod cost;
+mod explain;
+
+pub use choose::{BATCH_VALUE, Choice, Menu, Ranking, Shortfall, SiloProblem, choose, format_penalty};
+pub use cost::{AdapterLoad, CostModel, compute_time, memory};
+pub use explain::{PlanRow, grouped_ranks, markdown, rows};
+
+use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
+use std::collections::BTreeMap;
+
+/// Share of the deadline that plans aim at, so that a round of longer texts than usual does not make a silo late.
+pub const DEADLINE_SHARE: f64 = 0.9;
+
+/// When a round ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Deadline {
+    /// The median over the silos of the time that each one's best plan takes when memory is all that limits it, with
+    /// the margin of [`DEADLINE_SHARE`]; more when a silo needs more for its smallest plan.
+    Auto,
+    /// Seconds on the run's clock.
+    Seconds(f64),
+}
+
+/// What the planner is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanSettings {
+    /// What to choose from.
+    pub menu: Menu,
+    /// Largest rank of the merged adapter.
+    pub server_rank: usize,
+    /// Optimizer steps of a round.
+    pub local_steps: usize,
+    /// Bytes that a value takes in the codec ([`crate::codec::CODECS`]).
+    pub value_bytes: f64,
+    /// When a round ends.
+    pub deadline: Deadline,
+}
+
+/// Budgets that cannot be kept, or a menu that offers nothing.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    /// A menu that offers nothing, or holds a number that means nothing.
+    #[error("the plan has nothing to choose from: {0}")]
+    Menu(String),
+    /// Not even a head alone on the smallest batch fits the memory.
+    #[error(
+        "silo {silo}: the smallest plan (head only, smallest batch, leanest base format) takes {needs_mib:.1} MiB, \
+         {short_mib:.1} MiB more than its memory of {budget_mib} MiB; raise its memory_mib, allow a smaller batch or a base \
+         format of fewer bits, or shorten max_length"
+    )]
+    Memory {
+        /// Which silo.
+        silo: SiloId,
+        /// MiB of the smallest plan.
+        needs_mib: f64,
+        /// MiB that are missing.
+        short_mib: f64,
+        /// MiB that it has.
+        budget_mib: u64,
+    },
+    /// Not even the fastest plan meets the given deadline.
+    #[error(
+        "silo {silo}: its fastest plan takes {needs_s:.1} s a round, {short_s:.1} s more than the {aim_s:.1} s that plans aim \
+         at under the deadline of {deadline_s:.1} s; raise the deadline or set it to auto, lower local_steps, or leave \
+         the silo out"
+    )]
+    Deadline {
+        /// Which silo.
+        silo: SiloId,
+        /// Seconds of the fastest plan.
+        needs_s: f64,
+        /// Seconds that are missing.
+        short_s: f64,
+        /// Seconds that plans aim at: [`DEADLINE_SHARE`] of the deadline.
+        aim_s: f64,
+        /// The deadline.
+        deadline_s: f64,
+    },
+    /// A silo measured none of the formats.
+    #[error(
+        "silo {silo}: none of the base formats in the menu was measured on it; allow one of those that were: {measured}"
+    )]
+    Unmeasured {
+        /// Which silo.
+        silo: SiloId,
+        /// Formats in its profile.
+        measured: String,
+    },
+    /// Nobody to plan for.
+    #[error("no silo enrolled; there is nothing to plan")]
+    NoSilos,
+}
+
+/// Plans for every silo in `profiles`.
+///
+/// # Errors
+/// When a budget cannot be kept even by the smallest plan, with how much is missing and what to change.
+pub fn plan(
+    model: &ModelSpec,
+    profiles: &BTreeMap<SiloId, SiloProfile>,
+    importance: &BTreeMap<WeightId, f64>,
+    settings: &PlanSettings,
+) -> Result<Plan, PlanError> {
+    check(settings)?;
+    if profiles.is_empty() {
+        return Err(PlanError::NoSilos);
+    }
+    let problem = |profile, time_budget| problem(model, profile, importance, settings, time_budget);
+    let deadline = match settings.deadline {
+        Deadline::Seconds(seconds) => (seconds, "given in the configuration".to_string()),
+        Deadline::Auto => auto_deadline(profiles, problem)?,
+    };
+    let mut plans = BTreeMap::new();
+    for (silo, profile) in profiles {
+        let problem = problem(profile, deadline.0 * DEADLINE_SHARE);
+        let ranking = choose(&problem).map_err(|shortfall| refusal(profile, deadline.0, shortfall))?;
+        let reasons = explain::reasons(&problem, &ranking, deadline.0);
+        let Choice { batch_size, base_format, ranks, memory, time, objective } = ranking.into_best();
+        let plan = SiloPlan { silo: silo.clone(), batch_size, base_format, ranks, memory, time, objective, reasons };
+        plans.insert(silo.clone(), plan);
+    }
+    Ok(Plan { deadline_s: deadline.0, deadline_reason: deadline.1, silos: plans })
+}
+
+fn problem<'a>(
+    model: &'a ModelSpec,
+    profile: &'a SiloProfile,
+    importance: &'a BTreeMap<WeightId, f64>,
+    settings: &'a PlanSettings,
+    time_budget: f64,
+) -> SiloProblem<'a> {
+    let cost = CostModel {
+        model,
+        profile,
+        server_rank: settings.server_rank,
+        local_steps: settings.local_steps,
+        value_bytes: settings.value_bytes,
+    };
+    SiloProblem { cost, importance, menu: &settings.menu, memory_budget: profile.budget_bytes() as f64, time_budget }
+}
+
+/// [`Deadline::Auto`] in seconds, and how it came about.
+fn auto_deadline<'a>(
+    profiles: &'a BTreeMap<SiloId, SiloProfile>,
+    problem: impl Fn(&'a SiloProfile, f64) -> SiloProblem<'a>,
+) -> Result<(f64, String), PlanError> {
+    let mut times = Vec::new();
+    for profile in profiles.values() {
+        let ranking = choose(&problem(profile, f64::INFINITY)).map_err(|s| refusal(profile, f64::INFINITY, s))?;
+        times.push(ranking.best().time.total());
+    }
+    times.sort_by(f64::total_cmp);
+    let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
+    let mut aim = median;
+    let mut reason = format!(
+        "automatic: the median over {} silos of the time that each one's best plan under memory alone takes is {median:.1} s; \
+         plans aim at it and {:.0} % is left as a margin",
+        profiles.len(),
+        100.0 * (1.0 - DEADLINE_SHARE)
+    );
+    for (silo, profile) in profiles {
+        if let Err(Shortfall::Time { needs }) = choose(&problem(profile, aim)) {
+            aim = needs * (1.0 + 1e-9);
+            reason += &format!("; raised to {aim:.1} s, since silo {silo} needs that for its smallest plan");
+        }
+    }
+    Ok((aim / DEADLINE_SHARE, reason))
+}
+
+fn refusal(profile: &SiloProfile, deadline_s: f64, shortfall: Shortfall) -> PlanError {
+    let silo = profile.silo.clone();
+    match shortfall {
+        Shortfall::Memory { needs } => {
+            let needs_mib = needs / f64::from(1 << 20);
+            let short_mib = needs_mib - profile.memory_mib as f64;
+            PlanError::Memory { silo, needs_mib, short_mib, budget_mib: profile.memory_mib }
+        }
+        Shortfall::Time { needs: needs_s } => {
+            let aim_s = deadline_s * DEADLINE_SHARE;
+            PlanError::Deadline { silo, needs_s, short_s: needs_s - aim_s, aim_s, deadline_s }
+        }
+        Shortfall::Unmeasured => {
+            let measured: Vec<&str> = profile.device.time.keys().map(|format| format.name()).collect();
+            PlanError::Unmeasured { silo, measured: measured.join(", ") }
+        }
+    }
+}
+
+/// Refuses what the search relies on: something to choose from, and lists in ascending order without 0.
+fn check(settings: &PlanSettings) -> Result<(), PlanError> {
+    let ascending = |list: &[usize]| list.first().is_none_or(|&least| least > 0) && list.is_sorted_by(|x, y| x < y);
+    let menu = &settings.menu;
+    let fault = if menu.batch_sizes.is_empty() {
+        "batch_sizes is empty"
+    } else if menu.formats.is_empty() {
+        "formats is empty"
+    } else if !ascending(&menu.batch_sizes) {
+        "batch_sizes must be positive and ascending"
+    } else if !ascending(&menu.ranks) {
+        "ranks must be positive and ascending; rank 0 is always allowed"
+    } else if settings.local_steps == 0 {
+        "local_steps is 0"
+    } else if matches!(settings.deadline, Deadline::Seconds(seconds) if !seconds.is_finite() || seconds <= 0.0) {
+        "the deadline must be a positive number of seconds"
+    } else {
+        return Ok(());
+    };
+    Err(PlanError::Menu(fault.into()))
+}
+
+#[cfg(test)]
+mod tests;

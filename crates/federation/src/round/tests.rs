@@ -1,0 +1,399 @@
+use super::*;
+use crate::aggregate::Product;
+use crate::codec::{Bf16, F32};
+use crate::importance::{SvdSensitivity, Uniform};
+use crate::method::{FedPipe, LocalTraining, MethodSettings, Schedule};
+use crate::plan::{Deadline, Menu, PlanSettings, plan};
+use fedpipe_core::{BaseFormat, LowRank, Matrix, Trainer};
+use fedpipe_testkit::{FakeTransport, Fault, FixedClock, Recorder, ToyTrainer, toy_model};
+use std::sync::Arc;
+
+const DEADLINE_S: f64 = 1000.0;
+
+fn silos() -> [(SiloId, ToyTrainer); 3] {
+    [ToyTrainer::new("a", 300, 1.0), ToyTrainer::new("b", 100, 2.0), ToyTrainer::new("c", 200, 3.0)]
+}
+
+fn transport() -> FakeTransport {
+    connected(silos())
+}
+
+fn connected(silos: [(SiloId, ToyTrainer); 3]) -> FakeTransport {
+    FakeTransport::new(silos.map(|(silo, trainer)| (silo, Arc::new(trainer) as Arc<dyn Trainer>)).into())
+}
+
+/// Everything an engine borrows, with the parts that a test wants to change.
+struct Federation {
+    transport: FakeTransport,
+    codec: &'static dyn Codec,
+    clock: FixedClock,
+    recorder: Recorder,
+    stop: Stop,
+    settings: RoundSettings,
+    method: FedPipe,
+}
+
+impl Federation {
+    fn new(transport: FakeTransport) -> Self {
+        let training = LocalTraining {
+            rounds: 40,
+            local_steps: 5,
+            learning_rate: 0.05,
+            schedule: Schedule::Constant,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            dropout: 0.0,
+        };
+        let settings = MethodSettings { model: toy_model(), training, aggregator: &Product, server_rank: 4 };
+        Self {
+            transport,
+            codec: &F32,
+            clock: FixedClock::default(),
+            recorder: Recorder::default(),
+            stop: Stop::default(),
+            settings: RoundSettings::default(),
+            method: FedPipe::new(settings),
+        }
+    }
+
+    fn engine(&self) -> Engine<'_> {
+        Engine {
+            transport: &self.transport,
+            method: &self.method,
+            codec: self.codec,
+            clock: &self.clock,
+            observer: &self.recorder,
+            stop: &self.stop,
+            settings: self.settings,
+        }
+    }
+
+    fn start(&self) -> RunState {
+        let (engine, model) = (self.engine(), toy_model());
+        let profiles = engine.enrol().unwrap();
+        let identified = self.identify(&SvdSensitivity, &profiles);
+        let settings = PlanSettings {
+            menu: menu(),
+            server_rank: 4,
+            local_steps: 5,
+            value_bytes: 4.0,
+            deadline: Deadline::Seconds(DEADLINE_S),
+        };
+        let plan = plan(&model, &profiles, &identified.importance, &settings).unwrap();
+        start(&self.method, Seed(42), profiles, identified, plan, (1.0, head()))
+    }
+
+    fn identify(&self, measure: &dyn ImportanceMeasure, profiles: &BTreeMap<SiloId, SiloProfile>) -> Identification {
+        let probe = ProbeSettings { rank: 2, steps: 3, learning_rate: 1e-2, menu: menu() };
+        match self.engine().identify(measure, &toy_model(), profiles, &head(), Seed(42), &probe).unwrap() {
+            Progress::Done(identified) => identified,
+            Progress::Stopped => panic!("nobody asked to stop"),
+        }
+    }
+
+    fn rounds(&self, state: RunState, rounds: u32) -> RunState {
+        (0..rounds).fold(state, |state, _| done(self.engine().round(&state, |_| None).unwrap()))
+    }
+}
+
+fn done(progress: Progress<RunState>) -> RunState {
+    match progress {
+        Progress::Done(state) => state,
+        Progress::Stopped => panic!("nobody asked to stop"),
+    }
+}
+
+fn menu() -> Menu {
+    Menu { batch_sizes: vec![2, 4], formats: vec![BaseFormat::F32], ranks: vec![1, 2], batch_value: 0.1 }
+}
+
+fn head() -> Head {
+    [("classifier.weight".to_string(), Matrix::zeros(2, 4))].into()
+}
+
+fn trained(change: impl Fn(&mut Adapter) + Send + Sync + 'static) -> Fault {
+    Fault::Changes(Box::new(move |update| match &mut update.outcome {
+        Outcome::Trained(adapter) => change(adapter),
+        Outcome::Scores(_) => panic!("scores"),
+    }))
+}
+
+fn first_factors(adapter: &mut Adapter) -> &mut LowRank {
+    adapter.factors.values_mut().next().unwrap()
+}
+
+/// One round in which silo b has `fault`; the failure as (kind, reason), and the state after the round.
+fn round_with(fault: Fault) -> (FailureKind, String, RunState) {
+    let federation = Federation::new(transport().with_fault("b", 1, fault));
+    let state = federation.rounds(federation.start(), 1);
+    let record = state.history[0].clone();
+    assert!(record.merged && record.silos.len() == 2, "the other two go on");
+    let [failure] = &record.failures[..] else { panic!("{:?}", record.failures) };
+    assert_eq!((failure.silo.as_str(), failure.round), ("b", 1));
+    assert!(federation.recorder.events().contains(&Event::SiloFailed(failure.clone())));
+    (failure.kind, failure.reason.clone(), state)
+}
+
+#[test]
+fn a_federation_learns_and_its_loss_falls() {
+    let federation = Federation::new(transport());
+    let start = federation.start();
+    let loss = |state: &RunState| silos().iter().map(|(_, silo)| silo.loss(&state.adapter)).sum::<f64>();
+    let before = loss(&start);
+    let after = federation.rounds(start, 30);
+    // The silos disagree, so the best they can share is not 0: by hand, targets 1, 2 and 3 times T with examples 300, 100
+    // and 200 have the mean 11/6, at Σ½(s − 11/6)²·2·‖T‖² = 2.083·‖T‖² against 14·‖T‖² at the start (‖T‖² = 2.8125).
+    assert!(loss(&after) < 1.05 * 2.0833 * 2.8125, "from {before} to {}", loss(&after));
+    assert!(after.adapter.factors.values().all(|factors| factors.rank() <= 4));
+}
+
+#[test]
+fn two_rounds_and_two_more_are_four_rounds() {
+    let federation = Federation::new(transport());
+    let half = federation.rounds(federation.start(), 2);
+    let resumed = Federation::new(transport()).rounds(half.clone(), 2);
+    let whole = Federation::new(transport());
+    assert_eq!(resumed, whole.rounds(whole.start(), 4));
+    assert_eq!(half.round, 2, "the state that went in is as it was");
+}
+
+#[test]
+fn bytes_are_what_the_codec_wrote_both_ways() {
+    let federation = Federation::new(transport());
+    let state = federation.start();
+    let before = (state.bytes_up, state.bytes_down);
+    let state = federation.rounds(state, 1);
+    let sum = |of: &dyn Fn(&SiloRound) -> u64| state.history[0].silos.iter().map(of).sum::<u64>();
+    assert_eq!(state.bytes_up - before.0, sum(&|silo| silo.bytes_up));
+    assert_eq!(state.bytes_down - before.1, sum(&|silo| silo.bytes_down));
+    // Both weights at rank 2, d = 8, and a head of 8: 40 values of four bytes and a header.
+    assert!(state.history[0].silos.iter().all(|silo| silo.bytes_up > 160 && silo.bytes_up < 160 + 600));
+    let mut half = Federation::new(transport());
+    half.codec = &Bf16;
+    let half = half.rounds(half.start(), 1);
+    assert!(half.history[0].silos[0].bytes_up < state.history[0].silos[0].bytes_up);
+}
+
+#[test]
+fn a_silo_that_errs_or_panics_is_a_failure_in_the_record() {
+    let (kind, _, _) = round_with(Fault::Fails(FailureKind::OutOfMemory));
+    assert_eq!(kind, FailureKind::OutOfMemory);
+    let (kind, reason, _) = round_with(Fault::Panics);
+    assert_eq!((kind, reason.as_str()), (FailureKind::Crashed, "the silo panicked"));
+}
+
+#[test]
+fn an_update_that_is_not_valid_is_refused_and_says_why() {
+    let cases: [(Fault, &str); 10] = [
+        (
+            trained(|a| first_factors(a).clone_from(&nan())),
+            "tensor `layer.0.query.lora_A.weight` has values that are not finite",
+        ),
+        (trained(|a| *first_factors(a) = LowRank::fresh(1, 4, 4, Seed(1))), "is 1x4, not 2x4"),
+        (trained(|a| a.head.values_mut().for_each(|m| m.data_mut()[0] = 1e30)), "above the bound of 1.000e4"),
+        (trained(|a| drop(a.factors.pop_first())), "tensor `layer.0.query.lora_A.weight` is missing"),
+        (trained(|a| drop(a.head.insert("extra".into(), Matrix::zeros(1, 1)))), "tensor `extra` was not asked for"),
+        (trained(|a| a.scaling = 3.0), "its scaling is 3, not 1"),
+        (Fault::Changes(Box::new(|u| u.round = 7)), "it answers round 7"),
+        (Fault::Changes(Box::new(|u| u.silo = "a".into())), "it answers for silo a"),
+        (Fault::Changes(Box::new(|u| u.examples = 1_000_000)), "it claims 1000000 examples and enrolled with 100"),
+        (Fault::Changes(Box::new(|u| u.measured.loss = f64::NAN)), "its loss is NaN"),
+    ];
+    for (fault, expected) in cases {
+        let (kind, reason, state) = round_with(fault);
+        assert_eq!(kind, FailureKind::Invalid);
+        assert!(reason.contains(expected), "{reason}");
+        assert!(state.adapter.to_tensors().values().all(Matrix::is_finite));
+    }
+}
+
+fn nan() -> LowRank {
+    LowRank::new(Matrix::from_fn(2, 4, |_, _| f32::NAN), Matrix::zeros(4, 2)).unwrap()
+}
+
+#[test]
+fn scores_for_a_train_task_are_refused() {
+    let fault = Fault::Changes(Box::new(|update| update.outcome = Outcome::Scores(BTreeMap::new())));
+    assert_eq!(round_with(fault).1, "it scored when it was asked to train");
+}
+
+#[test]
+fn a_late_silo_does_not_count_unless_nobody_enforces_the_deadline() {
+    let mut federation = Federation::new(transport());
+    federation.clock.0.insert("b".into(), DEADLINE_S + 1.0);
+    let start = federation.start();
+    let began = start.clock_s;
+    let state = federation.rounds(start.clone(), 1);
+    let failure = &state.history[0].failures[0];
+    assert_eq!((failure.silo.as_str(), failure.kind), ("b", FailureKind::Late));
+    assert_eq!(failure.reason, "it took 1001.0 s, and the round ended after 1000.0 s");
+    assert_eq!(state.clock_s, began + DEADLINE_S, "the server waits until the deadline");
+    federation.settings.deadline_enforced = false;
+    let state = federation.rounds(start, 1);
+    assert!(state.history[0].failures.is_empty());
+    assert_eq!(state.clock_s, began + DEADLINE_S + 1.0, "the round lasts as long as its slowest member");
+}
+
+#[test]
+fn below_the_quorum_the_adapter_stays_and_the_third_time_the_run_ends() {
+    let gone = |round| move |t: FakeTransport, silo| t.with_fault(silo, round, Fault::Fails(FailureKind::Gone));
+    let transport = (1..=3).fold(transport(), |t, round| ["a", "b"].into_iter().fold(t, gone(round)));
+    let federation = Federation::new(transport);
+    let start = federation.start();
+    let state = federation.rounds(start.clone(), 2);
+    assert_eq!((state.round, &state.adapter), (2, &start.adapter));
+    assert!(state.history.iter().all(|record| !record.merged && record.failures.len() == 2));
+    let error = federation.engine().round(&state, |_| panic!("nothing to evaluate")).unwrap_err();
+    assert!(error.to_string().starts_with("3 rounds in a row had fewer updates than the quorum of 2"), "{error}");
+    assert!(error.to_string().contains("silo a in round 3"), "{error}");
+}
+
+#[test]
+fn a_good_round_between_bad_ones_starts_the_count_anew() {
+    let bad = [1, 2, 4, 5].iter();
+    let transport = bad.fold(transport(), |t, &round| {
+        ["a", "b"].iter().fold(t, |t, silo| t.with_fault(silo, round, Fault::Fails(FailureKind::Gone)))
+    });
+    let federation = Federation::new(transport);
+    let state = federation.rounds(federation.start(), 5);
+    let merged: Vec<bool> = state.history.iter().map(|record| record.merged).collect();
+    assert_eq!(merged, [false, false, true, false, false]);
+}
+
+#[test]
+fn a_stop_during_the_round_abandons_it() {
+    let federation = Federation::new(transport().with_fault("b", 1, Fault::Stops));
+    let state = federation.start();
+    let progress = federation.engine().round(&state, |_| panic!("nothing to evaluate")).unwrap();
+    assert_eq!(progress, Progress::Stopped);
+}
+
+#[test]
+fn the_cohort_follows_from_seed_and_round_alone() {
+    let federation = Federation::new(transport());
+    let mut state = federation.start();
+    assert_eq!(cohort(&state, 1.0).len(), 3);
+    assert_eq!(cohort(&state, 0.0).len(), 1, "somebody always takes part");
+    let over_rounds = |state: &mut RunState| -> Vec<Vec<SiloId>> {
+        (0..20)
+            .map(|round| {
+                state.round = round;
+                cohort(state, 0.5)
+            })
+            .collect()
+    };
+    let first = over_rounds(&mut state);
+    assert!(first.iter().all(|cohort| cohort.len() == 2 && cohort.is_sorted()));
+    assert_eq!(first, over_rounds(&mut state));
+    let seen: std::collections::BTreeSet<_> = first.iter().flatten().collect();
+    assert_eq!(seen.len(), 3, "everybody gets a turn");
+    state.seed = Seed(43);
+    assert_ne!(first, over_rounds(&mut state));
+}
+
+#[test]
+fn metrics_come_from_the_caller_and_see_the_merged_adapter() {
+    let federation = Federation::new(transport());
+    let metrics = Metrics { accuracy: 0.5, loss: 1.0, examples: 2 };
+    let mut seen = None;
+    let progress = federation.engine().round(&federation.start(), |adapter| {
+        seen = Some(adapter.clone());
+        Some(metrics.clone())
+    });
+    let state = done(progress.unwrap());
+    assert_eq!(state.history[0].metrics, Some(metrics));
+    assert_eq!(seen, Some(state.adapter));
+}
+
+#[test]
+fn events_tell_the_story_in_order() {
+    let federation = Federation::new(transport().with_fault("b", 1, Fault::Panics));
+    federation.rounds(federation.start(), 1);
+    let story: Vec<&str> = federation
+        .recorder
+        .events()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Enrolled(_) => Some("enrolled"),
+            Event::RoundStarted { round: 0, .. } => Some("probe"),
+            Event::Identified { .. } => Some("identified"),
+            Event::RoundStarted { .. } => Some("round"),
+            Event::SiloFailed(_) => Some("failed"),
+            Event::RoundFinished(_) => Some("finished"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(story, ["enrolled", "enrolled", "enrolled", "probe", "identified", "round", "failed", "finished"]);
+}
+
+#[test]
+fn who_cannot_enrol_is_left_out_and_somebody_must() {
+    let gone = |t: FakeTransport, silo| t.with_fault(silo, 0, Fault::Fails(FailureKind::Gone));
+    let federation = Federation::new(gone(transport(), "a"));
+    assert_eq!(federation.engine().enrol().unwrap().keys().map(SiloId::as_str).collect::<Vec<_>>(), ["b", "c"]);
+    let nobody = Federation::new(["a", "b", "c"].into_iter().fold(transport(), gone));
+    let error = nobody.engine().enrol().unwrap_err().to_string();
+    assert!(error.starts_with("no silo enrolled") && error.contains("silo c in round 0"), "{error}");
+}
+
+#[test]
+fn a_profile_that_makes_no_sense_is_refused() {
+    let mut silos = silos();
+    silos[0].1.profile.speed = 0.0;
+    silos[1].1.profile.examples = 0;
+    silos[2].1.profile.bandwidth_mbps = f64::NAN;
+    let error = Federation::new(connected(silos)).engine().enrol().unwrap_err().to_string();
+    for part in ["its speed is 0", "it has no training examples", "its bandwidth is NaN Mbit/s"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn silos_that_cannot_probe_are_left_out_and_without_any_all_weights_count_the_same() {
+    let mut silos = silos();
+    silos.iter_mut().for_each(|(_, silo)| silo.profile.memory_mib = 0);
+    silos[2].1.profile.memory_mib = 1;
+    silos[2].1.targets.insert("layer.1.query".into(), Matrix::zeros(4, 4));
+    let federation = Federation::new(connected(silos.clone()));
+    let profiles = federation.engine().enrol().unwrap();
+    let identified = federation.identify(&SvdSensitivity, &profiles);
+    assert_eq!(identified.importance[&"layer.0.query".into()], 1.0, "silo c alone decides");
+    assert!(identified.bytes_up > 0 && identified.bytes_down > 0 && identified.seconds == 1.0);
+
+    silos[2].1.profile.memory_mib = 0;
+    let federation = Federation::new(connected(silos));
+    let profiles = federation.engine().enrol().unwrap();
+    let identified = federation.identify(&SvdSensitivity, &profiles);
+    assert_eq!(identified.importance.into_values().collect::<Vec<_>>(), [0.5, 0.5]);
+    let warnings = federation.recorder.events().into_iter().filter(|e| matches!(e, Event::Warning { .. }));
+    assert_eq!(warnings.count(), 4, "one for each silo and one for the outcome");
+}
+
+#[test]
+fn a_measure_without_a_probe_sends_nothing() {
+    let federation = Federation::new(transport());
+    let profiles = federation.engine().enrol().unwrap();
+    let identified = federation.identify(&Uniform, &profiles);
+    assert_eq!((identified.bytes_up, identified.bytes_down, identified.seconds), (0, 0, 0.0));
+    assert!(
+        !federation.recorder.events().iter().any(|e| matches!(e, Event::RoundStarted { .. } | Event::Warning { .. }))
+    );
+}
+
+#[test]
+fn scores_that_are_not_valid_are_refused() {
+    let bad = |value: f64| {
+        Fault::Changes(Box::new(move |update: &mut Update| match &mut update.outcome {
+            Outcome::Scores(scores) => scores.values_mut().for_each(|score| *score = value),
+            Outcome::Trained(_) => panic!("an adapter"),
+        }))
+    };
+    let federation = Federation::new(transport().with_fault("a", 0, bad(f64::NAN)).with_fault("b", 0, bad(-1.0)));
+    let profiles = federation.engine().enrol().unwrap();
+    federation.identify(&SvdSensitivity, &profiles);
+    let failed = federation.recorder.events().into_iter().filter_map(|event| match event {
+        Event::SiloFailed(failure) => Some(failure.reason),
+        _ => None,
+    });
+    assert_eq!(failed.collect::<Vec<_>>(), ["layer.0.query has the score NaN", "layer.0.query has the score -1"]);
+}

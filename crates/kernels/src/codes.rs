@@ -1,0 +1,245 @@
+//! Low-bit codes: packing, and decoding at the speed of the product.
+//!
+//! Codes are a bit stream, the first code in the highest bits. At 4 bits this is the layout of bitsandbytes; at 3 bits 64
+//! codes take 24 bytes. Blocks of `block` consecutive values of the flattened tensor share one absolute maximum.
+
+use std::ops::Range;
+
+use crate::dispatch::{Path, multiversion};
+use crate::gemm::round_to_bf16;
+use crate::scratch::Scratch;
+
+/// Codes that are decoded at once; every width fills whole bytes with them.
+const CHUNK: usize = 64;
+
+/// What the codes of a width stand for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CodeBook {
+    /// Bits of a code: 2, 3, 4 or 8.
+    pub bits: u8,
+    /// The value of each code, `2^bits` of them, usually in [-1, 1].
+    pub table: Vec<f32>,
+}
+
+/// Packs codes, the first in the highest bits.
+///
+/// # Panics
+/// When `bits` is not 2, 3, 4 or 8, or a code does not fit in it.
+pub fn pack_codes(bits: u8, codes: &[u8]) -> Vec<u8> {
+    check_bits(bits);
+    let width = usize::from(bits);
+    let mut packed = vec![0u8; packed_len(bits, codes.len())];
+    for (group, to) in codes.chunks(8).zip(packed.chunks_mut(width)) {
+        let mut word = 0u64;
+        for (i, &code) in group.iter().enumerate() {
+            assert!(u32::from(code) < 1 << bits, "code {code} does not fit in {bits} bits");
+            word |= u64::from(code) << (64 - width * (i + 1));
+        }
+        to.copy_from_slice(&word.to_be_bytes()[..to.len()]);
+    }
+    packed
+}
+
+/// The first `count` codes of a packed stream: the inverse of [`pack_codes`].
+///
+/// # Panics
+/// When `bits` is not 2, 3, 4 or 8, or the stream is shorter.
+pub fn unpack_codes(bits: u8, packed: &[u8], count: usize) -> Vec<u8> {
+    check_bits(bits);
+    let bytes = packed_len(bits, count);
+    assert!(packed.len() >= bytes, "{count} codes of {bits} bits take {bytes} bytes, got {}", packed.len());
+    let mut codes = vec![0u8; count.next_multiple_of(CHUNK)];
+    let chunk_bytes = usize::from(bits) * CHUNK / 8;
+    for (from, to) in packed[..bytes].chunks(chunk_bytes).zip(codes.chunks_mut(CHUNK)) {
+        let mut whole = [0u8; CHUNK];
+        whole[..from.len()].copy_from_slice(from);
+        let mut chunk = [0u8; CHUNK];
+        unpack_chunk(bits, &whole[..chunk_bytes], &mut chunk);
+        to.copy_from_slice(&chunk);
+    }
+    codes.truncate(count);
+    codes
+}
+
+fn check_bits(bits: u8) {
+    assert!(matches!(bits, 2 | 3 | 4 | 8), "codes of {bits} bits; choose 2, 3, 4 or 8");
+}
+
+fn packed_len(bits: u8, count: usize) -> usize {
+    (count * usize::from(bits)).div_ceil(8)
+}
+
+#[inline(always)]
+fn unpack_chunk(bits: u8, from: &[u8], to: &mut [u8; CHUNK]) {
+    match bits {
+        2 => unpack_groups::<2>(from, to),
+        3 => unpack_groups::<3>(from, to),
+        4 => {
+            for (pair, &byte) in to.chunks_exact_mut(2).zip(from) {
+                pair[0] = byte >> 4;
+                pair[1] = byte & 15;
+            }
+        }
+        _ => to.copy_from_slice(from),
+    }
+}
+
+/// Eight codes of `BITS` bits from every `BITS` bytes.
+#[inline(always)]
+fn unpack_groups<const BITS: usize>(from: &[u8], to: &mut [u8; CHUNK]) {
+    for (group, bytes) in to.chunks_exact_mut(8).zip(from.chunks_exact(BITS)) {
+        let word = bytes.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte));
+        for (i, code) in group.iter_mut().enumerate() {
+            *code = (word >> (BITS * (7 - i)) & ((1 << BITS) - 1)) as u8;
+        }
+    }
+}
+
+/// The codes of one tensor.
+#[derive(Clone, Debug)]
+pub(crate) struct Codes {
+    bits: u8,
+    /// The code book, padded so that any byte is an index.
+    table: Box<[f32; 256]>,
+    packed: Vec<u8>,
+    absmax: Vec<f32>,
+    block: usize,
+    len: usize,
+}
+
+impl Codes {
+    pub(crate) fn new(len: usize, book: &CodeBook, packed: Vec<u8>, absmax: Vec<f32>, block: usize) -> Self {
+        check_bits(book.bits);
+        let values = 1usize << book.bits;
+        assert_eq!(book.table.len(), values, "a code book of {} bits has {values} values", book.bits);
+        assert!(
+            block > 0 && block.is_multiple_of(CHUNK),
+            "a block of {block} values; it must be a multiple of {CHUNK}"
+        );
+        let bytes = packed_len(book.bits, len);
+        assert_eq!(packed.len(), bytes, "{len} codes of {} bits take {bytes} bytes", book.bits);
+        assert_eq!(absmax.len(), len.div_ceil(block), "one absolute maximum for each block of {block} values");
+        let mut table = Box::new([0f32; 256]);
+        table[..values].copy_from_slice(&book.table);
+        Self { bits: book.bits, table, packed, absmax, block, len }
+    }
+
+    pub(crate) fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.packed.len() + size_of_val(self.absmax.as_slice())
+    }
+
+    pub(crate) fn read(&self, path: Path, range: Range<usize>, to: &mut [f32]) {
+        self.by_chunks(range, to, |chunks, to| decode(path, self, chunks, to));
+    }
+
+    pub(crate) fn read_bf16(&self, path: Path, range: Range<usize>, to: &mut [u16]) {
+        self.by_chunks(range, to, |chunks, to| self.decode_bf16(path, chunks, to));
+    }
+
+    /// Decodes a range through `decode`, which does runs of whole chunks; the ends go through a buffer.
+    fn by_chunks<T: Copy + Default>(&self, range: Range<usize>, to: &mut [T], decode: impl Fn(Range<usize>, &mut [T])) {
+        debug_assert!(range.end <= self.len && to.len() == range.len());
+        let mut at = range.start;
+        while at < range.end {
+            let (chunk, skipped) = (at / CHUNK, at % CHUNK);
+            let rest = &mut to[at - range.start..];
+            let run = rest.len() / CHUNK;
+            if skipped == 0 && run > 0 {
+                decode(chunk..chunk + run, &mut rest[..run * CHUNK]);
+                at += run * CHUNK;
+            } else {
+                let mut buffer = [T::default(); CHUNK];
+                decode(chunk..chunk + 1, &mut buffer);
+                let count = rest.len().min(CHUNK - skipped);
+                rest[..count].copy_from_slice(&buffer[skipped..skipped + count]);
+                at += count;
+            }
+        }
+    }
+
+    /// Calls `body` with each chunk's bytes, completed with zeros at the end of the tensor, and its scale.
+    #[inline(always)]
+    fn each_chunk(&self, chunks: Range<usize>, mut body: impl FnMut(usize, &[u8], f32)) {
+        let bytes = usize::from(self.bits) * CHUNK / 8;
+        let mut last = [0u8; CHUNK];
+        for (i, chunk) in chunks.enumerate() {
+            let from = &self.packed[chunk * bytes..self.packed.len().min((chunk + 1) * bytes)];
+            let from = if from.len() == bytes {
+                from
+            } else {
+                last[..from.len()].copy_from_slice(from);
+                &last[..bytes]
+            };
+            body(i, from, self.absmax[chunk * CHUNK / self.block]);
+        }
+    }
+
+    fn decode_bf16(&self, path: Path, chunks: Range<usize>, to: &mut [u16]) {
+        #[cfg(target_arch = "x86_64")]
+        if path == Path::Avx512Bf16 && self.bits <= 4 {
+            // SAFETY: `Path::current` hands out supported paths only.
+            unsafe { avx512::decode_bf16(self, chunks, to) };
+            return;
+        }
+        let mut plain = Scratch::<f32>::take(to.len());
+        decode(path, self, chunks, &mut plain);
+        round_to_bf16(path, &plain, to);
+    }
+}
+
+multiversion!(fn decode(codes: &Codes, chunks: Range<usize>, to: &mut [f32]) = decode_body);
+
+#[inline(always)]
+fn decode_body<const FMA: bool>(codes: &Codes, chunks: Range<usize>, to: &mut [f32]) {
+    let mut unpacked = [0u8; CHUNK];
+    codes.each_chunk(chunks, |i, bytes, scale| {
+        unpack_chunk(codes.bits, bytes, &mut unpacked);
+        for (to, &code) in to[i * CHUNK..(i + 1) * CHUNK].iter_mut().zip(&unpacked) {
+            *to = codes.table[usize::from(code)] * scale;
+        }
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::{
+        __m128i, __m512bh, __m512i, _mm_loadu_si128, _mm512_cvtepu8_epi32, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
+        _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_storeu_si512,
+    };
+    use std::mem::transmute;
+    use std::ops::Range;
+
+    use super::{CHUNK, Codes, unpack_chunk};
+
+    /// Looks codes of at most 4 bits up in one register.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    pub(super) unsafe fn decode_bf16(codes: &Codes, chunks: Range<usize>, to: &mut [u16]) {
+        // SAFETY: the table holds 256 values.
+        let table = unsafe { _mm512_loadu_ps(codes.table.as_ptr()) };
+        let mut unpacked = [0u8; CHUNK];
+        codes.each_chunk(chunks, |i, bytes, scale| {
+            unpack_chunk(codes.bits, bytes, &mut unpacked);
+            let scale = _mm512_set1_ps(scale);
+            let to = &mut to[i * CHUNK..(i + 1) * CHUNK];
+            for (to, from) in to.chunks_exact_mut(32).zip(unpacked.chunks_exact(32)) {
+                // SAFETY: 32 codes are two loads of 16 bytes, 32 bf16 one store of 64 bytes; vectors of bf16 and of
+                // integers are the same plain bits.
+                unsafe {
+                    let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast::<__m128i>()));
+                    let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().add(16).cast::<__m128i>()));
+                    let low = _mm512_mul_ps(_mm512_permutexvar_ps(low, table), scale);
+                    let high = _mm512_mul_ps(_mm512_permutexvar_ps(high, table), scale);
+                    let rounded = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                    _mm512_storeu_si512(to.as_mut_ptr().cast(), rounded);
+                }
+            }
+        });
+    }
+}

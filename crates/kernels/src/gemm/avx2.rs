@@ -1,0 +1,64 @@
+//! Register tiles of 6 × 16 for AVX2 with FMA: twelve accumulators, two right vectors, one broadcast.
+
+use std::arch::x86_64::{_mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+
+use super::micro::Tile;
+use super::portable::write;
+
+const LANES: usize = 8;
+const LEFT_STRIDE: usize = 8;
+
+/// # Safety
+/// As `Kernel::run`, on a processor with AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn run(tile: &Tile) {
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (tile.rows, tile.vectors) {
+                    $(
+                        ($rows, 2) => multiply::<$rows, 2, { 2 * LANES }>(tile),
+                        ($rows, 1) => multiply::<$rows, 1, LANES>(tile),
+                    )*
+                    (rows, vectors) => unreachable!("a tile of {rows} rows and {vectors} vectors"),
+                }
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6)
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize>(tile: &Tile) {
+    let mut sums = [[_mm256_setzero_ps(); VECTORS]; ROWS];
+    let (mut left, mut right) = (tile.left.cast::<f32>(), tile.right.cast::<f32>());
+    for _ in 0..tile.depth {
+        let mut columns = [_mm256_setzero_ps(); VECTORS];
+        for (v, column) in columns.iter_mut().enumerate() {
+            // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
+            *column = unsafe { _mm256_loadu_ps(right.add(v * LANES)) };
+        }
+        for (i, row) in sums.iter_mut().enumerate() {
+            // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes, ROWS of them filled.
+            let broadcast = _mm256_broadcast_ss(unsafe { &*left.add(i) });
+            for (sum, &column) in row.iter_mut().zip(&columns) {
+                *sum = _mm256_fmadd_ps(broadcast, column, *sum);
+            }
+        }
+        // SAFETY: at most the end of the panels.
+        unsafe {
+            left = left.add(LEFT_STRIDE);
+            right = right.add(VECTORS * LANES);
+        }
+    }
+    let mut plain = [[0f32; COLUMNS]; ROWS];
+    for (row, to) in sums.iter().zip(&mut plain) {
+        for (sum, to) in row.iter().zip(to.chunks_exact_mut(LANES)) {
+            // SAFETY: the chunk holds LANES elements.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), *sum) };
+        }
+    }
+    // SAFETY: the caller's promise; the sums hold ROWS rows of COLUMNS.
+    unsafe { write(tile, &plain) };
+}

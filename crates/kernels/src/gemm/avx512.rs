@@ -1,0 +1,90 @@
+//! Register tiles of 14 × 32 for AVX-512: 28 accumulators, two right vectors, broadcasts from memory.
+
+use std::arch::x86_64::{
+    __m512, __m512bh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_set1_ps, _mm512_setzero_ps,
+};
+use std::mem::transmute;
+
+use super::micro::{Base, Tile};
+
+const LANES: usize = 16;
+const LEFT_STRIDE: usize = 16;
+
+/// # Safety
+/// As `Kernel::run`, on a processor with AVX-512 BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn run(tile: &Tile, pairs: bool) {
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (tile.rows, tile.vectors, pairs) {
+                    $(
+                        ($rows, 2, true) => multiply::<$rows, 2, true>(tile),
+                        ($rows, 1, true) => multiply::<$rows, 1, true>(tile),
+                        ($rows, 2, false) => multiply::<$rows, 2, false>(tile),
+                        ($rows, 1, false) => multiply::<$rows, 1, false>(tile),
+                    )*
+                    (rows, vectors, _) => unreachable!("a tile of {rows} rows and {vectors} vectors"),
+                }
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool>(tile: &Tile) {
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    let (mut left, mut right) = (tile.left.cast::<f32>(), tile.right.cast::<f32>());
+    for _ in 0..tile.depth {
+        let mut columns = [_mm512_setzero_ps(); VECTORS];
+        for (v, column) in columns.iter_mut().enumerate() {
+            // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
+            *column = unsafe { _mm512_loadu_ps(right.add(v * LANES)) };
+        }
+        for (i, row) in sums.iter_mut().enumerate() {
+            // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes, ROWS of them filled.
+            let broadcast = unsafe { _mm512_set1_ps(*left.add(i)) };
+            for (sum, &column) in row.iter_mut().zip(&columns) {
+                *sum = multiply_add::<PAIRS>(broadcast, column, *sum);
+            }
+        }
+        // SAFETY: at most the end of the panels.
+        unsafe {
+            left = left.add(LEFT_STRIDE);
+            right = right.add(VECTORS * LANES);
+        }
+    }
+
+    let scale = _mm512_set1_ps(tile.scale);
+    for (i, row) in sums.iter().enumerate() {
+        for (v, &sum) in row.iter().enumerate() {
+            let left_over = tile.columns.saturating_sub(v * LANES);
+            let mask = if left_over >= LANES { u16::MAX } else { (1u16 << left_over) - 1 };
+            // SAFETY: the mask keeps to the tile's columns; output and base row hold them.
+            unsafe {
+                let output = tile.output.add(i * tile.output_stride).wrapping_add(v * LANES);
+                let base = match tile.base {
+                    Base::Zero => _mm512_setzero_ps(),
+                    Base::Row(base) => _mm512_maskz_loadu_ps(mask, base.wrapping_add(v * LANES)),
+                    Base::Output => _mm512_maskz_loadu_ps(mask, output),
+                };
+                _mm512_mask_storeu_ps(output, mask, _mm512_fmadd_ps(sum, scale, base));
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn multiply_add<const PAIRS: bool>(left: __m512, right: __m512, sum: __m512) -> __m512 {
+    if PAIRS {
+        // SAFETY: both types are 512 plain bits.
+        let (left, right) = unsafe { (transmute::<__m512, __m512bh>(left), transmute::<__m512, __m512bh>(right)) };
+        _mm512_dpbf16_ps(sum, left, right)
+    } else {
+        _mm512_fmadd_ps(left, right, sum)
+    }
+}

@@ -1,0 +1,119 @@
+//! The register tile: the innermost loop of every matrix product.
+//!
+//! A tile multiplies a packed left panel by a packed right panel. Both are arrays of 32-bit lanes, depth-major: a lane is
+//! one f32, or two bf16 neighbours in depth (the lower half is the earlier). Every output element is one accumulator that
+//! runs through the depth in order, so the result does not depend on how the output is cut into tiles.
+
+use crate::dispatch::Path;
+
+/// What a product is added to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Base {
+    /// Nothing: the output is overwritten.
+    Zero,
+    /// One row, the same for every output row (a bias); points at the tile's first column.
+    Row(*const f32),
+    /// What the output holds.
+    Output,
+}
+
+/// One tile's work: `output[i, j] = base[i, j] + scale · Σ_p left[p, i] · right[p, j]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// Lanes along the depth.
+    pub(crate) depth: usize,
+    /// `[depth, Kernel::left_stride]`.
+    pub(crate) left: *const u32,
+    /// `[depth, vectors · Kernel::lanes]`.
+    pub(crate) right: *const u32,
+    pub(crate) output: *mut f32,
+    pub(crate) output_stride: usize,
+    /// Output rows, 1..=`Kernel::rows`.
+    pub(crate) rows: usize,
+    /// Output columns, 1..=`vectors · Kernel::lanes`.
+    pub(crate) columns: usize,
+    /// Vectors across the right panel, 1 or 2.
+    pub(crate) vectors: usize,
+    pub(crate) scale: f32,
+    pub(crate) base: Base,
+}
+
+/// The tile code of one path and one arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    path: Path,
+    pairs: bool,
+}
+
+impl Kernel {
+    /// f32 products, f32 sums.
+    pub(crate) fn f32(path: Path) -> Self {
+        Self { path, pairs: false }
+    }
+
+    /// bf16 products with f32 sums where the path has them, else f32.
+    pub(crate) fn bf16(path: Path) -> Self {
+        Self { path, pairs: path == Path::Avx512Bf16 }
+    }
+
+    pub(crate) fn path(self) -> Path {
+        self.path
+    }
+
+    /// Whether a lane holds two bf16.
+    pub(crate) fn pairs(self) -> bool {
+        self.pairs
+    }
+
+    /// Lanes that `depth` elements take.
+    pub(crate) fn depth_lanes(self, depth: usize) -> usize {
+        if self.pairs { depth.div_ceil(2) } else { depth }
+    }
+
+    /// Lanes of one vector.
+    pub(crate) fn lanes(self) -> usize {
+        match self.path {
+            Path::Avx512Bf16 => 16,
+            _ => 8,
+        }
+    }
+
+    /// Columns of a full tile: two vectors.
+    pub(crate) fn columns(self) -> usize {
+        2 * self.lanes()
+    }
+
+    /// Most rows of a tile: as many as the registers hold accumulators for.
+    pub(crate) fn rows(self) -> usize {
+        match self.path {
+            Path::Avx512Bf16 => 14,
+            Path::Avx2 => 6,
+            _ => 4,
+        }
+    }
+
+    /// Lanes from one depth step to the next in a left panel: `rows`, rounded up so that panels are packed in eights.
+    pub(crate) fn left_stride(self) -> usize {
+        self.rows().next_multiple_of(8)
+    }
+
+    /// Computes one tile.
+    ///
+    /// # Safety
+    /// The tile's pointers are valid for the extents that its fields describe, nobody else touches its output, and
+    /// `rows`, `columns` and `vectors` are within the limits of this kernel.
+    pub(crate) unsafe fn run(self, tile: &Tile) {
+        debug_assert!((1..=self.rows()).contains(&tile.rows));
+        debug_assert!((1..=2).contains(&tile.vectors) && tile.columns <= tile.vectors * self.lanes());
+        match self.path {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Path::current` hands out supported paths only; the rest is the caller's promise.
+            Path::Avx512Bf16 => unsafe { super::avx512::run(tile, self.pairs) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Path::Avx2 => unsafe { super::avx2::run(tile) },
+            // SAFETY: the caller's promise.
+            _ => unsafe { super::portable::run(tile) },
+        }
+    }
+}

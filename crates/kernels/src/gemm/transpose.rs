@@ -1,0 +1,79 @@
+//! Transposing rows of lanes into depth-major groups.
+
+use crate::dispatch::Path;
+
+/// Rows that are transposed together.
+pub(super) const GROUP: usize = 8;
+
+/// Writes eight rows of `lanes` lanes, `row_stride` apart, as `lanes` groups of eight, `stride` apart.
+pub(super) fn transpose(path: Path, rows: &[u32], row_stride: usize, lanes: usize, to: &mut [u32], stride: usize) {
+    if lanes == 0 {
+        return;
+    }
+    assert!(rows.len() >= (GROUP - 1) * row_stride + lanes, "rows to transpose out of bounds");
+    assert!(to.len() >= (lanes - 1) * stride + GROUP, "groups to write out of bounds");
+    let whole = match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512Bf16 | Path::Avx2 => {
+            let whole = lanes / GROUP * GROUP;
+            // SAFETY: the path is a supported one with AVX2; the assertions above bound both sides.
+            unsafe { avx2::transpose(rows.as_ptr(), row_stride, whole, to.as_mut_ptr(), stride) };
+            whole
+        }
+        _ => 0,
+    };
+    for p in whole..lanes {
+        for (i, to) in to[p * stride..][..GROUP].iter_mut().enumerate() {
+            *to = rows[i * row_stride + p];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m256i, _mm256_loadu_si256, _mm256_permute2x128_si256, _mm256_setzero_si256, _mm256_storeu_si256,
+        _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    };
+
+    use super::GROUP;
+
+    /// # Safety
+    /// AVX2 is there; `from` holds eight rows of `lanes` lanes, a multiple of eight; `to` holds `lanes` groups.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn transpose(from: *const u32, from_stride: usize, lanes: usize, to: *mut u32, to_stride: usize) {
+        for p in (0..lanes).step_by(GROUP) {
+            let mut r = [_mm256_setzero_si256(); GROUP];
+            for (i, row) in r.iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                *row = unsafe { _mm256_loadu_si256(from.add(i * from_stride + p).cast::<__m256i>()) };
+            }
+            for (i, row) in square(r).into_iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { _mm256_storeu_si256(to.add((p + i) * to_stride).cast::<__m256i>(), row) };
+            }
+        }
+    }
+
+    /// Transposes eight by eight lanes: pairs, then fours, then halves.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn square(mut r: [__m256i; GROUP]) -> [__m256i; GROUP] {
+        let mut s = r;
+        for i in 0..4 {
+            s[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+            s[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+        }
+        for i in [0, 4] {
+            r[i] = _mm256_unpacklo_epi64(s[i], s[i + 2]);
+            r[i + 1] = _mm256_unpackhi_epi64(s[i], s[i + 2]);
+            r[i + 2] = _mm256_unpacklo_epi64(s[i + 1], s[i + 3]);
+            r[i + 3] = _mm256_unpackhi_epi64(s[i + 1], s[i + 3]);
+        }
+        for i in 0..4 {
+            s[i] = _mm256_permute2x128_si256::<0x20>(r[i], r[i + 4]);
+            s[i + 4] = _mm256_permute2x128_si256::<0x31>(r[i], r[i + 4]);
+        }
+        s
+    }
+}
