@@ -1,1 +1,27 @@
-//! FedPipe: model.
+//! Models, adapters, training and evaluation: everything of FedPipe that touches tensors.
+//!
+//! Start at [`BaseModel`], which opens a Hugging Face folder, and [`SiloTrainer`], which trains on one silo's data.
+
+pub mod adapter;
+pub mod arch;
+mod base;
+pub mod data;
+mod error;
+mod evaluate;
+pub mod io;
+mod nn;
+pub mod ops;
+mod optimizer;
+mod probe;
+mod profile;
+pub mod quant;
+mod silo;
+pub mod task;
+mod train;
+
+pub use base::BaseModel;
+pub use error::Error;
+pub use evaluate::{Prediction, evaluate, logits, predict};
+pub use profile::{HeapMeter, ProfileSettings, measure_device};
+pub use silo::{SiloSettings, SiloTrainer};
+pub use train::{StepReport, train};

@@ -1,0 +1,138 @@
+//! Texts into tokens, by the tokenizer that came with the model.
+
+use super::{DataError, Dataset, Example, Labels};
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+
+/// A model's tokenizer with a bound on the tokens of a text.
+#[derive(Debug, Clone)]
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    path: PathBuf,
+    vocabulary: usize,
+}
+
+impl TextEncoder {
+    /// Reads `tokenizer.json` from a model folder. A text becomes at most `max_length` tokens, special tokens such as
+    /// `[CLS]` included; what is longer loses its end. Padding that the file asks for is switched off.
+    ///
+    /// `vocabulary` is the number of embeddings of the model, which every token is checked against.
+    ///
+    /// # Errors
+    /// When the file is missing or is no tokenizer, or `max_length` leaves no room beside the special tokens.
+    pub fn open(folder: &Path, max_length: usize, vocabulary: usize) -> Result<Self, DataError> {
+        let path = folder.join("tokenizer.json");
+        let error = |reason: String| DataError::Tokenizer { path: path.clone(), reason };
+        let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                error("missing; a model folder needs it (transformers writes it with `save_pretrained`)".into())
+            }
+            _ => error(e.to_string()),
+        })?;
+        let mut tokenizer =
+            Tokenizer::from_bytes(bytes).map_err(|e| error(format!("not a tokenizer that can be read: {e}")))?;
+        let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        if max_length <= special {
+            return Err(error(format!(
+                "it adds {special} special tokens, so a maximum length of {max_length} leaves no room for text"
+            )));
+        }
+        let truncation = TruncationParams {
+            direction: TruncationDirection::Right,
+            max_length,
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+        };
+        tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(|e| error(e.to_string()))?;
+        Ok(Self { tokenizer, path, vocabulary })
+    }
+
+    /// The tokens of labelled examples, in their order.
+    ///
+    /// # Errors
+    /// When a label is not among `labels`, or a token is not in the model's vocabulary.
+    pub fn examples(&self, examples: &[Example], labels: &Labels) -> Result<Dataset, DataError> {
+        let classes = examples.iter().map(|e| labels.class_of(e)).collect::<Result<Vec<u32>, _>>()?;
+        let texts: Vec<&str> = examples.iter().map(|e| e.text.as_str()).collect();
+        Ok(Dataset { labels: classes, ..self.texts(&texts)? })
+    }
+
+    /// The tokens of texts without labels, in their order.
+    ///
+    /// # Errors
+    /// When a token is not in the model's vocabulary.
+    pub fn texts(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Dataset, DataError> {
+        let tokens = texts.par_iter().map(|text| self.tokens(text.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        let dataset = Dataset::pack(&tokens, vec![]);
+        dataset.check_vocabulary(self.vocabulary)?;
+        Ok(dataset)
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        match self.tokenizer.encode_fast(text, true) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(e) => Err(DataError::Tokenizer { path: self.path.clone(), reason: format!("it refuses a text: {e}") }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Origin;
+
+    /// Words by number, `[CLS] … [SEP]` around a text, and fixed padding as sentence-transformers models ask for it.
+    const TOKENIZER: &str = r#"{
+        "version": "1.0", "truncation": null,
+        "padding": {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": null,
+                    "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": [], "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                       {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]},
+                               "[SEP]": {"id": "[SEP]", "ids": [2], "tokens": ["[SEP]"]}}},
+        "decoder": null,
+        "model": {"type": "WordLevel", "unk_token": "[UNK]",
+                  "vocab": {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "wheat": 4, "oil": 5, "price": 6}}
+    }"#;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), TOKENIZER).unwrap();
+        folder
+    }
+
+    fn example(text: &str, label: &str) -> Example {
+        Example { text: text.into(), label: label.into(), site: None, origin: Origin::new("a.tsv".as_ref(), 2) }
+    }
+
+    #[test]
+    fn a_text_is_cut_to_the_length_with_its_special_tokens_and_never_padded() {
+        let encoder = TextEncoder::open(folder().path(), 4, 7).unwrap();
+        let examples = [example("Oil price wheat", "b"), example("", "a"), example("gold", "b")];
+        let labels = Labels::of(&examples).unwrap();
+        let dataset = encoder.examples(&examples, &labels).unwrap();
+        assert_eq!(dataset, Dataset::pack(&[vec![1, 5, 6, 2], vec![1, 2], vec![1, 3, 2]], vec![1, 0, 1]));
+    }
+
+    #[test]
+    fn a_model_with_fewer_tokens_is_refused() {
+        let encoder = TextEncoder::open(folder().path(), 8, 6).unwrap();
+        let error = encoder.texts(&["wheat price"]).unwrap_err();
+        assert!(error.to_string().contains("gives token 6, but the model knows 6"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_tokenizer_says_so() {
+        let message = |folder: &Path, length| TextEncoder::open(folder, length, 7).unwrap_err().to_string();
+        let folder = folder();
+        assert!(message(folder.path(), 2).contains("a maximum length of 2 leaves no room"));
+        std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        assert!(message(folder.path(), 8).contains("not a tokenizer that can be read"));
+        std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+        assert!(message(folder.path(), 8).contains("tokenizer.json: missing; a model folder needs it"));
+    }
+}

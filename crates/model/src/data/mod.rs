@@ -1,0 +1,15 @@
+//! Data: files of labelled texts, labels, tokens, and ragged batches of them.
+
+mod batches;
+mod dataset;
+mod encode;
+mod error;
+mod labels;
+mod read;
+
+pub use batches::Batches;
+pub use dataset::{Batch, Dataset};
+pub use encode::TextEncoder;
+pub use error::DataError;
+pub use labels::Labels;
+pub use read::{Columns, EXTENSIONS, Example, MAX_RECORD_BYTES, Origin, read, read_all};

@@ -1,0 +1,111 @@
+//! Comma-separated values, RFC 4180.
+
+use super::{Columns, Example, MAX_RECORD_BYTES, Origin, Places, example, io_error};
+use crate::data::DataError;
+use ::csv::{ByteRecord, ErrorKind, ReaderBuilder, StringRecord};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+pub(super) fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let mut records = Records::open(path)?;
+    let Some((header, origin)) = records.next()? else { return Ok(vec![]) };
+    let places = Places::of(columns, &header.iter().collect::<Vec<_>>(), &origin)?;
+    let mut examples = Vec::new();
+    while let Some((record, origin)) = records.next()? {
+        let (width, found) = (header.len(), record.len());
+        if found != width {
+            return Err(origin.malformed(format!(
+                "the header has {width} columns, but this record has {found}; a text with a comma, a quote or a line \
+                 break must be in quotes"
+            )));
+        }
+        let field = |place: usize| record[place].to_owned();
+        let site = places.site.map(field);
+        examples.push(example(columns, origin, field(places.text), field(places.label), site)?);
+    }
+    Ok(examples)
+}
+
+/// Records, each bounded in length, with the line that each begins on.
+struct Records {
+    reader: ::csv::Reader<Source>,
+    start: Origin,
+}
+
+impl Records {
+    fn open(path: &Path) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(io_error(path))?;
+        let source = Source { file, allowance: 0, bytes: 0, line: 1, fresh: true, starts: VecDeque::new() };
+        let reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(source);
+        Ok(Self { reader, start: Origin::new(path, 1) })
+    }
+
+    fn next(&mut self) -> Result<Option<(StringRecord, Origin)>, DataError> {
+        let mut record = ByteRecord::new();
+        let begin = self.reader.position().byte();
+        self.reader.get_mut().allowance = MAX_RECORD_BYTES;
+        let read = self.reader.read_byte_record(&mut record);
+        let origin = self.start.at(self.reader.get_mut().line_at(begin));
+        match read.map_err(|error| error.into_kind()) {
+            Ok(false) => Ok(None),
+            Ok(true) => match StringRecord::from_byte_record(record) {
+                Ok(record) => Ok(Some((record, origin))),
+                Err(_) => Err(DataError::NotUtf8 { origin }),
+            },
+            Err(ErrorKind::Io(source)) if source.kind() == io::ErrorKind::FileTooLarge => Err(origin
+                .malformed(format!("the record is longer than {MAX_RECORD_BYTES} bytes; is a quote left open there?"))),
+            Err(ErrorKind::Io(source)) => Err(io_error(&self.start.file)(source)),
+            Err(other) => Err(origin.malformed(format!("{other:?}"))),
+        }
+    }
+}
+
+/// The file's bytes, no more than an allowance for each record. It notes where lines that are not blank begin, since
+/// the position that the parser reports for a record may still be on the end of the line before it.
+struct Source {
+    file: File,
+    /// How many more bytes may be read.
+    allowance: usize,
+    /// Bytes read so far.
+    bytes: u64,
+    /// The line of the next byte.
+    line: u64,
+    /// Whether that line has shown nothing yet.
+    fresh: bool,
+    /// First byte and number of each line that is not blank.
+    starts: VecDeque<(u64, u64)>,
+}
+
+impl Source {
+    /// The number of the first line that begins at or after a byte and is not blank; lines before it are forgotten.
+    fn line_at(&mut self, byte: u64) -> u64 {
+        while self.starts.front().is_some_and(|&(start, _)| start < byte) {
+            self.starts.pop_front();
+        }
+        self.starts.front().map_or(self.line, |&(_, line)| line)
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.allowance == 0 {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let room = buffer.len().min(self.allowance);
+        let count = self.file.read(&mut buffer[..room])?;
+        self.allowance -= count;
+        for &byte in &buffer[..count] {
+            if byte == b'\n' {
+                self.line += 1;
+                self.fresh = true;
+            } else if self.fresh && byte != b'\r' {
+                self.starts.push_back((self.bytes, self.line));
+                self.fresh = false;
+            }
+            self.bytes += 1;
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,84 @@
+//! JSON: one object a line, or an array of objects.
+
+use super::text::{Lines, without_mark};
+use super::{Columns, Example, Origin, example, io_error, missing_column};
+use crate::data::DataError;
+use serde_json::{Map, Value};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Largest array file that is read; lines have no such bound, since they are read one by one.
+const MAX_ARRAY_BYTES: u64 = 1 << 30;
+
+pub(super) fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    if is_array(path)? { read_array(path, columns) } else { read_lines(path, columns) }
+}
+
+/// Whether the first character that is not blank opens an array.
+fn is_array(path: &Path) -> Result<bool, DataError> {
+    let mut start = Vec::new();
+    File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start)).map_err(io_error(path))?;
+    Ok(without_mark(&start).trim_ascii_start().starts_with(b"["))
+}
+
+fn read_lines(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let mut lines = Lines::open(path)?;
+    let mut examples = Vec::new();
+    while let Some((line, origin)) = lines.next()? {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let value = serde_json::from_str(line).map_err(|e| origin.malformed(format!("not JSON: {e}")))?;
+        examples.push(from_object(columns, value, origin)?);
+    }
+    Ok(examples)
+}
+
+fn read_array(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let start = Origin::new(path, 1);
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(io_error(path))?;
+    let read = file.take(MAX_ARRAY_BYTES + 1).read_to_end(&mut bytes).map_err(io_error(path))?;
+    if read as u64 > MAX_ARRAY_BYTES {
+        return Err(start.malformed(format!(
+            "the array is larger than {MAX_ARRAY_BYTES} bytes; write one object a line into a .jsonl file instead"
+        )));
+    }
+    let text = std::str::from_utf8(without_mark(&bytes)).map_err(|e| DataError::NotUtf8 {
+        origin: start.at(1 + bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() as u64),
+    })?;
+    let values: Vec<Value> = serde_json::from_str(text).map_err(|e| {
+        // A line of the file, unlike the elements below.
+        start.at(e.line() as u64).malformed(format!("not JSON: {e}"))
+    })?;
+    let numbered = values.into_iter().zip(1..);
+    numbered.map(|(value, element)| from_object(columns, value, start.at(element))).collect()
+}
+
+fn from_object(columns: &Columns, value: Value, origin: Origin) -> Result<Example, DataError> {
+    let Value::Object(mut object) = value else {
+        return Err(origin.malformed("expected an object with a member for every column"));
+    };
+    if let Some(missing) = columns.names().find(|name| !object.contains_key(*name)) {
+        return Err(missing_column(&origin, missing, object.keys().map(String::as_str)));
+    }
+    let site = columns.site.as_ref().map(|site| word(&mut object, site, &origin)).transpose()?;
+    let label = word(&mut object, &columns.label, &origin)?;
+    let text = match object.remove(&columns.text) {
+        Some(Value::String(text)) => text,
+        _ => return Err(origin.malformed(format!("`{}` is not a string", columns.text))),
+    };
+    example(columns, origin, text, label, site)
+}
+
+/// A label or a site: a string, a whole number or a truth value.
+fn word(object: &mut Map<String, Value>, column: &str, origin: &Origin) -> Result<String, DataError> {
+    match object.remove(column) {
+        Some(Value::String(text)) => Ok(text),
+        Some(Value::Number(number)) if !number.is_f64() => Ok(number.to_string()),
+        Some(Value::Bool(truth)) => Ok(truth.to_string()),
+        Some(Value::Null) => Err(DataError::EmptyValue { origin: origin.clone(), column: column.to_owned() }),
+        _ => Err(origin.malformed(format!("`{column}` is neither a string nor a whole number"))),
+    }
+}

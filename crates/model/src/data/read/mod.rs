@@ -1,0 +1,180 @@
+//! Files of labelled texts, by extension.
+//!
+//! TSV is plain: a tab separates, a line ends a record, and nothing is quoted, so a text that contains quotes is read as
+//! it is. CSV follows RFC 4180. JSON is an array of objects or, like JSONL, one object a line. Parquet needs flat
+//! columns. Text is UTF-8; a byte-order mark is skipped, as are blank lines.
+
+mod csv;
+mod json;
+mod parquet;
+mod text;
+mod tsv;
+
+use super::DataError;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Longest record that is read, so that a file which is no table cannot take all memory.
+pub const MAX_RECORD_BYTES: usize = 16 << 20;
+
+/// The extensions that have a reader.
+pub const EXTENSIONS: [&str; 6] = ["tsv", "csv", "jsonl", "ndjson", "json", "parquet"];
+
+/// Names of the columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Columns {
+    /// The text.
+    pub text: String,
+    /// Its label.
+    pub label: String,
+    /// The site that it belongs to, when the data are split by a column.
+    pub site: Option<String>,
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Self { text: "text".into(), label: "label".into(), site: None }
+    }
+}
+
+impl Columns {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        [&self.text, &self.label].into_iter().chain(&self.site).map(String::as_str)
+    }
+}
+
+/// Where something was read: a file and its line (row, for Parquet; element, in a JSON array), from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    file: Arc<Path>,
+    line: u64,
+}
+
+impl Origin {
+    /// A line of a file.
+    pub fn new(file: &Path, line: u64) -> Self {
+        Self { file: file.into(), line }
+    }
+
+    /// Another line of the same file.
+    fn at(&self, line: u64) -> Self {
+        Self { file: self.file.clone(), line }
+    }
+
+    fn malformed(&self, reason: impl Into<String>) -> DataError {
+        DataError::Malformed { origin: self.clone(), reason: reason.into() }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// One labelled text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// The text; it may be empty.
+    pub text: String,
+    /// Its label.
+    pub label: String,
+    /// The site that it belongs to, when [`Columns::site`] asks for it.
+    pub site: Option<String>,
+    /// Where it was read.
+    pub origin: Origin,
+}
+
+/// The examples of one file.
+///
+/// # Errors
+/// [`DataError`] with the file and, where there is one, the line.
+pub fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    let read = match extension.as_deref() {
+        Some("tsv") => tsv::read,
+        Some("csv") => csv::read,
+        Some("jsonl" | "ndjson" | "json") => json::read,
+        Some("parquet") => parquet::read,
+        _ => return Err(DataError::Extension { path: path.into() }),
+    };
+    let examples = read(path, columns)?;
+    if examples.is_empty() {
+        return Err(DataError::NoExamples { path: path.into() });
+    }
+    Ok(examples)
+}
+
+/// The examples of several files, one file after the other.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_all(paths: &[impl AsRef<Path>], columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let mut examples = Vec::new();
+    for path in paths {
+        examples.append(&mut read(path.as_ref(), columns)?);
+    }
+    Ok(examples)
+}
+
+fn io_error(path: &Path) -> impl Fn(std::io::Error) -> DataError {
+    move |source| DataError::Io { path: path.into(), source }
+}
+
+/// Places of the columns in a header.
+struct Places {
+    text: usize,
+    label: usize,
+    site: Option<usize>,
+}
+
+impl Places {
+    fn of(columns: &Columns, header: &[&str], origin: &Origin) -> Result<Self, DataError> {
+        let place = |column: &str| {
+            let mut found = (0..header.len()).filter(|&i| header[i] == column);
+            match (found.next(), found.next()) {
+                (Some(place), None) => Ok(place),
+                (Some(_), Some(_)) => {
+                    Err(DataError::AmbiguousColumn { origin: origin.clone(), column: column.to_owned() })
+                }
+                _ => Err(missing_column(origin, column, header.iter().copied())),
+            }
+        };
+        Ok(Self {
+            text: place(&columns.text)?,
+            label: place(&columns.label)?,
+            site: columns.site.as_deref().map(place).transpose()?,
+        })
+    }
+}
+
+fn missing_column<'a>(origin: &Origin, column: &str, present: impl Iterator<Item = &'a str>) -> DataError {
+    let present: Vec<String> = present.map(str::to_owned).collect();
+    let similarity =
+        |name: &String| strsim::normalized_damerau_levenshtein(&name.to_lowercase(), &column.to_lowercase());
+    let nearest = present.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    let nearest = nearest.filter(|name| similarity(name) >= 0.5).cloned();
+    DataError::MissingColumn { origin: origin.clone(), column: column.to_owned(), present, nearest }
+}
+
+/// An example, unless its label or site says nothing.
+fn example(
+    columns: &Columns,
+    origin: Origin,
+    text: String,
+    label: String,
+    site: Option<String>,
+) -> Result<Example, DataError> {
+    let empty = |value: &str| value.trim().is_empty();
+    if empty(&label) {
+        return Err(DataError::EmptyValue { origin, column: columns.label.clone() });
+    }
+    if site.as_deref().is_some_and(empty) {
+        return Err(DataError::EmptyValue { origin, column: columns.site.clone().unwrap_or_default() });
+    }
+    Ok(Example { text, label, site, origin })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! Parquet, through the record interface: no Arrow.
+
+use super::{Columns, Example, Origin, Places, example, io_error};
+use crate::data::DataError;
+use ::parquet::errors::ParquetError;
+use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::record::Field;
+use ::parquet::record::reader::RowIter;
+use ::parquet::schema::types::Type;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+pub(super) fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let file = File::open(path).map_err(io_error(path))?;
+    // The decoder panics on some damaged files (parquet 60).
+    catch_unwind(AssertUnwindSafe(|| read_rows(file, path, columns)))
+        .unwrap_or_else(|_| Err(Origin::new(path, 1).malformed("not a Parquet file that can be read: it is broken")))
+}
+
+fn read_rows(file: File, path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+    let start = Origin::new(path, 1);
+    let broken =
+        |origin: &Origin, e: ParquetError| origin.malformed(format!("not a Parquet file that can be read: {e}"));
+    let reader = SerializedFileReader::new(file).map_err(|e| broken(&start, e))?;
+    let schema = reader.metadata().file_metadata().schema();
+    let header: Vec<&str> = schema.get_fields().iter().map(|f| f.name()).collect();
+    Places::of(columns, &header, &start)?;
+
+    let wanted = columns.names().filter_map(|name| schema.get_fields().iter().find(|f| f.name() == name));
+    let wanted: Vec<Arc<Type>> = wanted.cloned().collect();
+    if let Some(nested) = wanted.iter().find(|f| !f.is_primitive()) {
+        return Err(start.malformed(format!("the column `{}` is nested; it must be flat", nested.name())));
+    }
+    let projection = Type::group_type_builder(schema.name()).with_fields(wanted).build();
+    let rows = RowIter::from_file(Some(projection.map_err(|e| broken(&start, e))?), &reader);
+    let rows = rows.map_err(|e| broken(&start, e))?;
+    let mut examples = Vec::new();
+    for (row, number) in rows.zip(1..) {
+        let origin = start.at(number);
+        let mut fields = row.map_err(|e| broken(&origin, e))?.into_columns();
+        let mut take = |column: &str| {
+            let place = fields.iter().position(|(name, _)| name == column);
+            word(place.map(|i| fields.swap_remove(i).1), column, &origin)
+        };
+        let site = columns.site.as_deref().map(&mut take).transpose()?;
+        let (text, label) = (take(&columns.text)?, take(&columns.label)?);
+        examples.push(example(columns, origin, text, label, site)?);
+    }
+    Ok(examples)
+}
+
+fn word(field: Option<Field>, column: &str, origin: &Origin) -> Result<String, DataError> {
+    match field {
+        Some(Field::Str(text)) => Ok(text),
+        Some(Field::Bytes(bytes)) => {
+            String::from_utf8(bytes.data().to_vec()).map_err(|_| DataError::NotUtf8 { origin: origin.clone() })
+        }
+        Some(Field::Bool(truth)) => Ok(truth.to_string()),
+        Some(Field::Byte(n)) => Ok(n.to_string()),
+        Some(Field::Short(n)) => Ok(n.to_string()),
+        Some(Field::Int(n)) => Ok(n.to_string()),
+        Some(Field::Long(n)) => Ok(n.to_string()),
+        Some(Field::UByte(n)) => Ok(n.to_string()),
+        Some(Field::UShort(n)) => Ok(n.to_string()),
+        Some(Field::UInt(n)) => Ok(n.to_string()),
+        Some(Field::ULong(n)) => Ok(n.to_string()),
+        Some(Field::Null) | None => Err(DataError::EmptyValue { origin: origin.clone(), column: column.to_owned() }),
+        Some(_) => Err(origin.malformed(format!("`{column}` is neither text nor a whole number"))),
+    }
+}

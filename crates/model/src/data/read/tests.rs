@@ -1,0 +1,228 @@
+use super::*;
+use proptest::prelude::*;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    (folder, path)
+}
+
+fn rows(name: &str, content: impl AsRef<[u8]>) -> Vec<(String, String)> {
+    let (_folder, path) = file(name, content);
+    let examples = read(&path, &Columns::default()).unwrap();
+    examples.into_iter().map(|e| (e.label, e.text)).collect()
+}
+
+/// The message without the temporary folder.
+fn message(name: &str, content: impl AsRef<[u8]>, columns: &Columns) -> String {
+    let (folder, path) = file(name, content);
+    let message = read(&path, columns).unwrap_err().to_string();
+    message.replace(&format!("{}/", folder.path().display()), "")
+}
+
+fn default_message(name: &str, content: impl AsRef<[u8]>) -> String {
+    message(name, content, &Columns::default())
+}
+
+fn pairs(rows: &[(&str, &str)]) -> Vec<(String, String)> {
+    rows.iter().map(|(label, text)| (label.to_string(), text.to_string())).collect()
+}
+
+fn with_site() -> Columns {
+    Columns { site: Some("site".into()), ..Columns::default() }
+}
+
+#[test]
+fn tsv_reads_quotes_as_they_are_and_forgives_blank_lines_and_endings() {
+    let content = "\u{feff}label\ttext\r\nacq\t\"said\r\n\r\nearn\the \"paid\", \\n 5\nearn\t";
+    assert_eq!(rows("a.tsv", content), pairs(&[("acq", "\"said"), ("earn", "he \"paid\", \\n 5"), ("earn", "")]));
+}
+
+#[test]
+fn csv_follows_rfc_4180() {
+    let content = "text,extra,label\r\n\"a, \"\"b\"\"\r\nc\",1,x\r\nplain,2,y\r\n";
+    assert_eq!(rows("a.csv", content), pairs(&[("x", "a, \"b\"\r\nc"), ("y", "plain")]));
+}
+
+#[test]
+fn json_is_lines_or_an_array_and_labels_may_be_numbers() {
+    let expected = pairs(&[("3", "a\nb"), ("x", "c")]);
+    let lines = "{\"text\": \"a\\nb\", \"label\": 3, \"other\": [1]}\n\n{\"label\": \"x\", \"text\": \"c\"}\n";
+    for name in ["a.jsonl", "a.ndjson", "a.json", "A.JSONL"] {
+        assert_eq!(rows(name, lines), expected);
+    }
+    let array = format!(" [\n{}]", lines.trim_end().replace("\n\n", ","));
+    assert_eq!(rows("a.json", array), expected);
+}
+
+/// A Parquet file of three columns, the label as numbers, compressed by `compression`.
+fn parquet_file(compression: ::parquet::basic::Compression) -> Vec<u8> {
+    use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use ::parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
+    let schema = "message m { required binary text (UTF8); required int64 label; optional binary site (UTF8); }";
+    let schema = Arc::new(::parquet::schema::parser::parse_message_type(schema).unwrap());
+    let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
+    let mut bytes = Vec::new();
+    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    let texts = [ByteArray::from("wheat price"), ByteArray::from("größe")];
+    column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<Int64Type>().write_batch(&[4, 5], None, None).unwrap();
+    column.close().unwrap();
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(&[ByteArray::from("north")], Some(&[1, 0]), None).unwrap();
+    column.close().unwrap();
+    group.close().unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
+#[test]
+fn parquet_reads_every_compression_that_hugging_face_writes() {
+    use ::parquet::basic::Compression::{GZIP, SNAPPY, UNCOMPRESSED, ZSTD};
+    for compression in [UNCOMPRESSED, SNAPPY, GZIP(Default::default()), ZSTD(Default::default())] {
+        assert_eq!(rows("a.parquet", parquet_file(compression)), pairs(&[("4", "wheat price"), ("5", "größe")]));
+    }
+    let bytes = parquet_file(UNCOMPRESSED);
+    assert_eq!(message("a.parquet", &bytes, &with_site()), "a.parquet:2: the column `site` is empty");
+    let columns = Columns { text: "txt".into(), ..Columns::default() };
+    assert_eq!(
+        message("a.parquet", &bytes, &columns),
+        "a.parquet:1: there is no column `txt` (did you mean `text`?); the columns are `text`, `label`, `site`"
+    );
+    assert!(default_message("a.parquet", &bytes[..100]).starts_with("a.parquet:1: not a Parquet file"));
+}
+
+/// The decoder panics at this damage, which `a_damaged_parquet_file_…` found.
+#[test]
+fn a_parquet_file_that_makes_the_decoder_panic_is_an_error() {
+    let mut bytes = parquet_file(::parquet::basic::Compression::SNAPPY);
+    bytes[388] = 5;
+    assert!(default_message("a.parquet", bytes).starts_with("a.parquet:1: not a Parquet file that can be read"));
+}
+
+#[test]
+fn every_example_knows_its_site_and_where_it_was_read() {
+    for (name, content) in [
+        ("a.tsv", "label\ttext\tsite\n\na\tb\tnorth\n"),
+        ("a.csv", "label,text,site\n\na,b,north\n"),
+        ("a.csv", "\r\nlabel,text,site\r\na,b,north"),
+        ("a.csv", "label,\"text\",site,\"\n\"\na,b,north,c"),
+        ("a.jsonl", "\n\n{\"label\": \"a\", \"text\": \"b\", \"site\": \"north\"}\n"),
+    ] {
+        let (_folder, path) = file(name, content);
+        let examples = read(&path, &with_site()).unwrap();
+        assert_eq!(examples[0].site.as_deref(), Some("north"));
+        assert_eq!(examples[0].origin, Origin::new(&path, 3), "{name}");
+    }
+}
+
+#[test]
+fn a_missing_column_is_reported_with_the_nearest() {
+    let expected =
+        |at| format!("{at}: there is no column `label` (did you mean `Labels`?); the columns are `Labels`, `text`");
+    assert_eq!(default_message("a.tsv", "Labels\ttext\na\tb\n"), expected("a.tsv:1"));
+    assert_eq!(default_message("a.csv", "Labels,text\na,b\n"), expected("a.csv:1"));
+    assert_eq!(default_message("a.jsonl", "{\"Labels\": 1, \"text\": \"\"}"), expected("a.jsonl:1"));
+    assert_eq!(
+        default_message("a.tsv", "text\tx\ta\tb\n"),
+        "a.tsv:1: there is no column `label`; the columns are `text`, `x`, `a`, `b`"
+    );
+    assert_eq!(
+        default_message("a.tsv", "label\ttext\ttext\n"),
+        "a.tsv:1: the column `text` is there more than once; rename or remove all but one"
+    );
+}
+
+#[test]
+fn a_broken_record_is_reported_with_its_line() {
+    for (name, content, expected) in [
+        ("a.tsv", "label\ttext\na\tb\nc\n", "a.tsv:3: the header has 2 columns, but this line has 1"),
+        ("a.csv", "label,text\na,b\nc,d,e\n", "a.csv:3: the header has 2 columns, but this record has 3"),
+        ("a.jsonl", "{\"label\": 1, \"text\": \"\"}\n{\"label\": \n", "a.jsonl:2: not JSON: "),
+        ("a.json", "[\n{\"label\": 1,\n ]", "a.json:3: not JSON: "),
+        ("a.jsonl", "{\"label\": 1.5, \"text\": \"\"}", "a.jsonl:1: `label` is neither a string nor a whole number"),
+        ("a.jsonl", "{\"label\": 1, \"text\": 7}", "a.jsonl:1: `text` is not a string"),
+        ("a.jsonl", "[1]", "a.jsonl:1: expected an object"),
+        ("a.tsv", "label\ttext\n \tb\n", "a.tsv:2: the column `label` is empty"),
+        ("a.csv", "label,text\n,b\n", "a.csv:2: the column `label` is empty"),
+        ("a.jsonl", "{\"label\": null, \"text\": \"\"}", "a.jsonl:1: the column `label` is empty"),
+    ] {
+        let message = default_message(name, content);
+        assert!(message.starts_with(expected), "{name}: {message}");
+    }
+}
+
+#[test]
+fn text_that_is_not_utf8_is_reported_with_its_line() {
+    for (name, content) in [
+        ("a.tsv", b"label\ttext\na\tb\nc\t\xff\n".as_slice()),
+        ("a.csv", b"label,text\na,b\nc,\xff\n"),
+        ("a.jsonl", b"{\"label\": 1, \"text\": \"\"}\n\n{\"label\": 1, \"text\": \"\xff\"}"),
+        ("a.json", b"[\n\n\"\xff\"]"),
+    ] {
+        assert!(default_message(name, content).starts_with(&format!("{name}:3: the text is not UTF-8")), "{name}");
+    }
+}
+
+#[test]
+fn a_file_without_examples_is_refused() {
+    for (name, content) in [("a.tsv", ""), ("a.tsv", "label\ttext\n\n"), ("a.csv", "label,text\n"), ("a.json", "[]")] {
+        assert_eq!(default_message(name, content), format!("{name}: there are no examples in it"));
+    }
+}
+
+#[test]
+fn an_unreadable_path_and_an_unknown_extension_say_what_to_do() {
+    let error = read(Path::new("nowhere/a.tsv"), &Columns::default()).unwrap_err().to_string();
+    assert!(error.starts_with("cannot read nowhere/a.tsv: "), "{error}");
+    assert_eq!(
+        default_message("a.xlsx", ""),
+        "a.xlsx: no reader for this kind of file; use one of .tsv, .csv, .jsonl, .ndjson, .json, .parquet"
+    );
+}
+
+#[test]
+fn a_record_without_end_is_refused_before_it_takes_all_memory() {
+    let long = "x".repeat(MAX_RECORD_BYTES + 10);
+    assert!(default_message("a.tsv", format!("label\ttext\na\t{long}")).contains("a.tsv:2: the line is longer than"));
+    let open_quote = format!("label,text\na,b\na,\"{}", long.replace('x', "x\n"));
+    assert!(default_message("a.csv", open_quote).contains("a.csv:3: the record is longer than"));
+}
+
+#[test]
+fn every_extension_in_the_table_has_a_reader() {
+    for extension in EXTENSIONS {
+        let error = read(Path::new(&format!("missing.{extension}")), &Columns::default()).unwrap_err();
+        assert!(matches!(error, DataError::Io { .. }), "{extension}: {error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_reader_panics_on_random_bytes(bytes: Vec<u8>, header in 0usize..3) {
+        let start: &[u8] = [b"".as_slice(), b"label\ttext\n", b"label,text\n"][header];
+        for extension in EXTENSIONS {
+            let (_folder, path) = file(&format!("a.{extension}"), [start, &bytes].concat());
+            let _ = read(&path, &Columns::default());
+        }
+    }
+
+    #[test]
+    fn a_damaged_parquet_file_is_an_error_or_reads_but_never_a_panic(
+        at in 0usize..1000, value: u8, cut in proptest::option::of(0usize..1000),
+    ) {
+        let mut bytes = parquet_file(::parquet::basic::Compression::SNAPPY);
+        let place = at % bytes.len();
+        bytes[place] = value;
+        bytes.truncate(cut.unwrap_or(usize::MAX));
+        let (_folder, path) = file("a.parquet", bytes);
+        let _ = read(&path, &Columns::default());
+    }
+}

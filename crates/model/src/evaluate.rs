@@ -1,0 +1,119 @@
+//! Logits, predictions and quality of a model with an adapter.
+
+use crate::adapter::{Adapters, tensor};
+use crate::arch::Encoder;
+use crate::data::Dataset;
+use crate::ops::Ops;
+use crate::task::ClassificationHead;
+use crate::Error;
+use candle_core::Tensor;
+use fedpipe_core::{Adapter, Metrics};
+use std::collections::BTreeMap;
+
+/// Texts in a forward pass.
+const BATCH: usize = 32;
+
+/// The most probable class of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// The class.
+    pub class: usize,
+    /// Its probability.
+    pub probability: f64,
+    /// The logit of every class.
+    pub logits: Vec<f32>,
+}
+
+/// Logits `[classes]` of every text, in order.
+///
+/// # Errors
+/// When the adapter does not fit the model, or a tensor operation fails.
+pub fn logits(
+    encoder: &dyn Encoder,
+    head_module: &str,
+    adapter: &Adapter,
+    data: &Dataset,
+) -> Result<Vec<Vec<f32>>, Error> {
+    let adapters = Adapters::constant(adapter)?;
+    let mut head = BTreeMap::new();
+    for (name, values) in &adapter.head {
+        head.insert(name.clone(), tensor(values)?);
+    }
+    let head = ClassificationHead::new(head_module, &head)?;
+    let indices: Vec<usize> = (0..data.len()).collect();
+    let mut logits = Vec::with_capacity(data.len());
+    for part in indices.chunks(BATCH) {
+        let texts = data.subset(part);
+        let pooled: Tensor = encoder.pooled(Ops::Fast, &texts.ids, &texts.offsets.into(), &adapters)?;
+        logits.extend(head.logits(&pooled)?.to_vec2::<f32>()?);
+    }
+    Ok(logits)
+}
+
+/// The most probable class of every text, in order.
+///
+/// # Errors
+/// As [`logits`].
+pub fn predict(
+    encoder: &dyn Encoder,
+    head_module: &str,
+    adapter: &Adapter,
+    data: &Dataset,
+) -> Result<Vec<Prediction>, Error> {
+    let predictions = logits(encoder, head_module, adapter, data)?.into_iter().map(|logits| {
+        let class = most_probable(&logits);
+        Prediction { class, probability: (-surprise(&logits, class)).exp(), logits }
+    });
+    Ok(predictions.collect())
+}
+
+/// Accuracy and mean cross-entropy on labelled texts.
+///
+/// # Errors
+/// As [`logits`].
+pub fn evaluate(
+    encoder: &dyn Encoder,
+    head_module: &str,
+    adapter: &Adapter,
+    data: &Dataset,
+) -> Result<Metrics, Error> {
+    let logits = logits(encoder, head_module, adapter, data)?;
+    let (mut right, mut loss) = (0usize, 0.0);
+    for (logits, &label) in logits.iter().zip(&data.labels) {
+        right += usize::from(most_probable(logits) == label as usize);
+        loss += surprise(logits, label as usize);
+    }
+    let examples = logits.len().max(1) as f64;
+    Ok(Metrics { accuracy: right as f64 / examples, loss: loss / examples, examples: logits.len() as u64 })
+}
+
+/// The first of the highest logits.
+fn most_probable(logits: &[f32]) -> usize {
+    (1..logits.len()).fold(0, |best, class| if logits[class] > logits[best] { class } else { best })
+}
+
+/// −log softmax(logits)[class], in nats.
+fn surprise(logits: &[f32], class: usize) -> f64 {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|&l| f64::from(l - highest).exp()).sum();
+    total.ln() - f64::from(logits[class] - highest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// softmax([0, ln 3]) = [1/4, 3/4].
+    #[test]
+    fn probabilities_follow_the_softmax() {
+        let logits = [0.0, 3f32.ln()];
+        assert_eq!(most_probable(&logits), 1);
+        assert!(((-surprise(&logits, 1)).exp() - 0.75).abs() < 1e-7);
+        assert!((surprise(&logits, 0) - 4f64.ln()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn a_tie_goes_to_the_first_class() {
+        assert_eq!(most_probable(&[1.0, 1.0, 0.5]), 0);
+    }
+}

@@ -1,0 +1,17 @@
+//! Files of the ecosystem: Hugging Face model folders, PEFT adapters, merged models.
+
+mod error;
+mod folder;
+mod hf;
+mod hub;
+mod merged;
+mod peft;
+mod tensors;
+
+pub use error::IoError;
+pub use folder::{read_json, write_folder, write_json};
+pub use hf::HfFolder;
+pub use hub::{ModelSource, resolve};
+pub use merged::{MergedLayout, write_merged};
+pub use peft::{AdapterInfo, SERVING_RANKS, SavedAdapter, read_adapter, write_adapter, write_serving};
+pub use tensors::{LazyTensor, TensorFile, write_tensors};

@@ -1,0 +1,78 @@
+//! Adapter folders as Hugging Face PEFT reads and writes them (peft 0.20 and later).
+//!
+//! Besides PEFT's own two files an adapter that FedPipe writes has `fedpipe.json`: the labels, the length that texts are
+//! cut to, and which base model it was trained on.
+
+mod config;
+mod read;
+mod write;
+
+pub use read::{SavedAdapter, read_adapter};
+pub(super) use write::from_matrix;
+pub use write::{SERVING_RANKS, write_adapter, write_serving};
+
+use super::{IoError, read_json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::Path;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const INFO: &str = "fedpipe.json";
+const INFO_VERSION: u64 = 1;
+
+/// In front of every name in an adapter's file.
+const PREFIX: &str = "base_model.model.";
+
+/// Modules of a sequence classifier's head, as PEFT names them for the task `SEQ_CLS`.
+const HEADS: [&str; 2] = ["classifier", "score"];
+
+/// PEFT's marker for an adapter that targets no module.
+const NO_TARGETS: &str = "dummy-target-modules";
+
+/// What FedPipe notes beside an adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterInfo {
+    /// The base model: a path, or a repository of the hub.
+    pub base_model: String,
+    /// [`super::HfFolder::fingerprint`] of the base model.
+    pub base_fingerprint: String,
+    /// The labels in the order of the classifier's rows.
+    pub labels: Vec<String>,
+    /// Tokens that a text is cut to.
+    pub max_length: usize,
+}
+
+/// `id2label` and `label2id` as `config.json` and `fedpipe.json` have them.
+pub(super) fn label_maps(labels: &[String]) -> (Value, Value) {
+    let by_id = labels.iter().enumerate().map(|(id, label)| (id.to_string(), Value::from(label.as_str()))).collect();
+    let by_label = labels.iter().enumerate().map(|(id, label)| (label.clone(), Value::from(id))).collect();
+    (Value::Object(by_id), Value::Object(by_label))
+}
+
+fn info_json(info: &AdapterInfo) -> Value {
+    serde_json::json!({
+        "version": INFO_VERSION,
+        "base_model": info.base_model,
+        "base_fingerprint": info.base_fingerprint,
+        "labels": info.labels,
+        "id2label": label_maps(&info.labels).0,
+        "max_length": info.max_length,
+    })
+}
+
+fn read_info(path: &Path) -> Result<AdapterInfo, IoError> {
+    let object = read_json(path)?;
+    match object.get("version").and_then(Value::as_u64) {
+        Some(INFO_VERSION) => {}
+        _ => {
+            let reason = format!("is not {INFO_VERSION}; it was written by another version of fedpipe");
+            return Err(IoError::key(path, "version", reason));
+        }
+    }
+    serde_json::from_value(Value::Object(object))
+        .map_err(|e| IoError::Json { path: path.into(), reason: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests;

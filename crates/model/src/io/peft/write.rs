@@ -1,0 +1,184 @@
+//! Adapter folders, written.
+
+use super::{AdapterInfo, CONFIG, HEADS, INFO, NO_TARGETS, PREFIX, WEIGHTS, info_json};
+use crate::io::IoError;
+use crate::io::folder::{write_folder, write_json, write_text};
+use crate::io::tensors::{LazyTensor, write_tensors};
+use fedpipe_core::{Adapter, Matrix, WeightId};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Ranks that servers such as vLLM load.
+pub const SERVING_RANKS: [usize; 4] = [8, 16, 32, 64];
+
+/// The release of PEFT whose format this is.
+const PEFT_VERSION: &str = "0.20.0";
+
+/// Writes an adapter that PEFT loads as it was trained: every weight at its own rank, and the head.
+///
+/// # Errors
+/// When `target` is there and not empty, the head is not one that PEFT would find, or the disk refuses.
+pub fn write_adapter(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Result<(), IoError> {
+    let foreign = |name: &&String| name.split('.').next().is_none_or(|first| !HEADS.contains(&first));
+    if let Some(name) = adapter.head.keys().find(foreign) {
+        let reason =
+            format!("`{name}` is not part of a head that PEFT knows; its modules are `classifier` and `score`");
+        return Err(IoError::adapter(target, reason));
+    }
+    write_folder(target, |folder| {
+        write_json(&folder.join(CONFIG), &faithful_config(adapter, &info.base_model))?;
+        write_weights(&folder.join(WEIGHTS), tensors(adapter))?;
+        write_json(&folder.join(INFO), &info_json(info))?;
+        write_text(&folder.join("README.md"), &model_card(adapter, info))
+    })
+}
+
+/// Writes the copy for servers that know one rank for all weights: padded with zeros to a common rank, which is
+/// returned, with the scale folded into B and without the head. The product B·A stays the same.
+///
+/// # Errors
+/// When there are no factors, a rank exceeds the largest of [`SERVING_RANKS`], `target` is there and not empty, or the
+/// disk refuses.
+pub fn write_serving(target: &Path, adapter: &Adapter, base_model: &str) -> Result<usize, IoError> {
+    let Some(highest) = ranks(adapter).into_values().max() else {
+        return Err(IoError::adapter(target, "there are no factors to serve: the adapter consists of its head alone"));
+    };
+    let largest = SERVING_RANKS[SERVING_RANKS.len() - 1];
+    let Some(rank) = SERVING_RANKS.into_iter().find(|&rank| rank >= highest) else {
+        let reason =
+            format!("a weight has rank {highest}, but servers load ranks up to {largest}; export the merged model");
+        return Err(IoError::adapter(target, reason));
+    };
+    let mut tensors = BTreeMap::new();
+    for (weight, factors) in adapter.factors.iter().filter(|(_, f)| f.rank() > 0) {
+        let (a, b) = (factors.a(), factors.b());
+        let padded_a = Matrix::from_fn(rank, a.cols(), |i, j| if i < a.rows() { a.row(i)[j] } else { 0.0 });
+        let padded_b =
+            Matrix::from_fn(b.rows(), rank, |i, j| if j < b.cols() { adapter.scaling * b.row(i)[j] } else { 0.0 });
+        tensors.insert(format!("{weight}.lora_A.weight"), padded_a);
+        tensors.insert(format!("{weight}.lora_B.weight"), padded_b);
+    }
+    let uniform = Ranks { rank, others: Map::new() };
+    let config = config(adapter, base_model, &uniform, 1.0, Value::Null);
+    write_folder(target, |folder| {
+        write_json(&folder.join(CONFIG), &config)?;
+        write_weights(&folder.join(WEIGHTS), tensors)
+    })?;
+    Ok(rank)
+}
+
+/// The rank of every weight that has one.
+fn ranks(adapter: &Adapter) -> BTreeMap<&WeightId, usize> {
+    adapter.factors.iter().map(|(weight, factors)| (weight, factors.rank())).filter(|&(_, rank)| rank > 0).collect()
+}
+
+/// One rank for most weights, and the weights that have another, by their whole path.
+///
+/// PEFT takes such a key as a regular expression for a module's path or the end of it from a dot on. A whole path is
+/// matched by itself alone: all paths begin at the model's root, and between two of them a dot never stands for
+/// another character.
+struct Ranks {
+    rank: usize,
+    others: Map<String, Value>,
+}
+
+impl Ranks {
+    fn of(adapter: &Adapter) -> Self {
+        let ranks = ranks(adapter);
+        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+        for &rank in ranks.values() {
+            *counts.entry(rank).or_default() += 1;
+        }
+        let rank = counts.iter().max_by_key(|(_, count)| **count).map_or(1, |(rank, _)| *rank);
+        let others = ranks.into_iter().filter(|&(_, r)| r != rank);
+        Self { rank, others: others.map(|(weight, r)| (weight.to_string(), Value::from(r))).collect() }
+    }
+}
+
+fn faithful_config(adapter: &Adapter, base_model: &str) -> Value {
+    let ranks = Ranks::of(adapter);
+    let mut heads: Vec<&str> = adapter.head.keys().filter_map(|name| name.split('.').next()).collect();
+    heads.dedup();
+    let saved = if heads.is_empty() { Value::Null } else { json!(heads) };
+    config(adapter, base_model, &ranks, f64::from(adapter.scaling), saved)
+}
+
+/// PEFT's scale of a module is alpha / rank, so a weight of another rank has another alpha, too.
+fn config(adapter: &Adapter, base_model: &str, ranks: &Ranks, scaling: f64, modules_to_save: Value) -> Value {
+    let alpha = |rank: f64| number(scaling * rank);
+    let alphas: Map<String, Value> =
+        ranks.others.iter().map(|(key, rank)| (key.clone(), alpha(rank.as_f64().unwrap_or_default()))).collect();
+    let weights: Vec<String> = self::ranks(adapter).keys().map(ToString::to_string).collect();
+    let targets = if weights.is_empty() { json!(NO_TARGETS) } else { json!(weights) };
+    json!({
+        "peft_type": "LORA",
+        "peft_version": PEFT_VERSION,
+        // With SEQ_CLS PEFT insists on a head, so the copy without one has no task.
+        "task_type": if modules_to_save.is_null() { Value::Null } else { json!("SEQ_CLS") },
+        "base_model_name_or_path": base_model,
+        "revision": null,
+        "inference_mode": true,
+        "r": ranks.rank,
+        "lora_alpha": alpha(ranks.rank as f64),
+        "rank_pattern": ranks.others,
+        "alpha_pattern": alphas,
+        "target_modules": targets,
+        "modules_to_save": modules_to_save,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "init_lora_weights": true,
+        "use_rslora": false,
+        "use_dora": false,
+    })
+}
+
+/// A whole number where possible, as people write alpha.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e9 { json!(value as i64) } else { json!(value) }
+}
+
+/// All tensors; a weight without rank is left out, since it changes nothing and PEFT refuses rank 0.
+fn tensors(adapter: &Adapter) -> BTreeMap<String, Matrix> {
+    let factors = adapter.factors.iter().filter(|(_, f)| f.rank() > 0).map(|(w, f)| (w.clone(), f.clone()));
+    Adapter { scaling: adapter.scaling, factors: factors.collect(), head: adapter.head.clone() }.to_tensors()
+}
+
+fn write_weights(path: &Path, tensors: BTreeMap<String, Matrix>) -> Result<(), IoError> {
+    write_tensors(path, tensors.into_iter().map(|(name, m)| (format!("{PREFIX}{name}"), from_matrix(&name, m))))
+}
+
+/// A matrix as a tensor; a bias is a vector.
+pub(in crate::io) fn from_matrix(name: &str, matrix: Matrix) -> LazyTensor<'static> {
+    let is_vector = matrix.rows() == 1 && name.ends_with(".bias");
+    let shape = if is_vector { vec![matrix.cols()] } else { vec![matrix.rows(), matrix.cols()] };
+    LazyTensor { shape, values: Box::new(move || matrix.data().to_vec()) }
+}
+
+fn model_card(adapter: &Adapter, info: &AdapterInfo) -> String {
+    let ranks = ranks(adapter);
+    let base = Value::from(info.base_model.as_str());
+    let span = match (ranks.values().min(), ranks.values().max()) {
+        (Some(low), Some(high)) if low == high => format!("{} weights at rank {low}", ranks.len()),
+        (Some(low), Some(high)) => format!("{} weights at ranks {low} to {high}", ranks.len()),
+        _ => "no weights, only the head".into(),
+    };
+    let labels: Vec<String> = info.labels.iter().map(|label| format!("`{label}`")).collect();
+    format!(
+        "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-classification\ntags: [lora, federated]\n---\n\n\
+         # LoRA adapter for text classification\n\n\
+         Fine-tuned with FedPipe across several sites without moving their data: {span}.\n\n\
+         - Base model: {base} (SHA-256 {fingerprint})\n- Labels: {labels}\n- Texts are cut to {length} tokens.\n\n\
+         ```python\n\
+         from peft import PeftModel\n\
+         from transformers import AutoModelForSequenceClassification\n\n\
+         base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={classes})\n\
+         model = PeftModel.from_pretrained(base, \"path/of/this/folder\").eval()\n\
+         ```\n",
+        fingerprint = info.base_fingerprint,
+        labels = labels.join(", "),
+        length = info.max_length,
+        classes = info.labels.len(),
+    )
+}

@@ -1,0 +1,221 @@
+//! A short measured profile of this machine with one model: how much memory and time a training step takes.
+//!
+//! Steps of the real training code run over synthetic texts; differences between settings give the coefficients:
+//! with T tokens, d layers from the lowest adapted one upwards and R the sum of the ranks,
+//! peak(T, d, R) = fixed + T·(workspace + d·layer + R·adapter) + 16·parameters bytes, and
+//! seconds(T, d, R) = overhead + T·(layers·forward + d·backward + R·adapter).
+
+use crate::adapter::fresh_head;
+use crate::arch::Encoder;
+use crate::data::Dataset;
+use crate::evaluate::logits;
+use crate::{BaseModel, Error, train};
+use fedpipe_core::{
+    Adapter, BaseFormat, CandidateWeight, DeviceProfile, LowRank, MemoryCoefficients, ModelSpec, Seed, Stop,
+    TimeCoefficients, TrainWork,
+};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Counts the bytes that this process has allocated. The binary implements it over its global allocator.
+pub trait HeapMeter: Send + Sync {
+    /// Bytes allocated now.
+    fn current_bytes(&self) -> u64;
+    /// Most bytes allocated at once since the last reset.
+    fn peak_bytes(&self) -> u64;
+    /// Starts a new peak.
+    fn reset_peak(&self);
+}
+
+/// Bytes that `body` allocates at most beyond what was there before, and its result.
+pub(crate) fn peak_of<R>(meter: &dyn HeapMeter, body: impl FnOnce() -> R) -> (u64, R) {
+    meter.reset_peak();
+    let before = meter.current_bytes();
+    let result = body();
+    (meter.peak_bytes().saturating_sub(before), result)
+}
+
+/// What is profiled.
+#[derive(Debug, Clone)]
+pub struct ProfileSettings {
+    /// Base formats to time.
+    pub formats: Vec<BaseFormat>,
+    /// Tokens of a synthetic text.
+    pub text_tokens: usize,
+    /// Texts in the larger batch; the smaller has a quarter.
+    pub batch_size: usize,
+    /// Rank of the adapters; the wider measurement has four times as much.
+    pub rank: usize,
+    /// Repetitions of a timed step; the fastest counts.
+    pub repetitions: usize,
+}
+
+impl Default for ProfileSettings {
+    fn default() -> Self {
+        Self { formats: BaseFormat::ALL.to_vec(), text_tokens: 96, batch_size: 12, rank: 4, repetitions: 3 }
+    }
+}
+
+/// Measures this machine with `base`.
+///
+/// # Errors
+/// When a format cannot be loaded or a step fails.
+pub fn measure_device(
+    base: &BaseModel,
+    spec: &ModelSpec,
+    settings: &ProfileSettings,
+    meter: &dyn HeapMeter,
+) -> Result<DeviceProfile, Error> {
+    let bench = Bench { base, spec, settings, meter };
+    let (layers, batch) = (spec.layers as f64, settings.batch_size);
+    let (memory, adapter_s_per_token_rank, step_overhead_s) = {
+        let format = settings.formats.iter().copied().find(|f| *f != BaseFormat::F32).unwrap_or(BaseFormat::F32);
+        let encoder = base.encoder(format)?;
+        let top = spec.layers.saturating_sub(1);
+        bench.step(&*encoder, batch, settings.text_tokens, 0, settings.rank)?;
+        let small = bench.step(&*encoder, batch.div_ceil(4), settings.text_tokens, top, settings.rank)?;
+        let shallow = bench.step(&*encoder, batch, settings.text_tokens, top, settings.rank)?;
+        let deep = bench.step(&*encoder, batch, settings.text_tokens, 0, settings.rank)?;
+        let wide = bench.step(&*encoder, batch, settings.text_tokens, 0, 4 * settings.rank)?;
+        let tiny = bench.step(&*encoder, 1, 2, top, settings.rank)?;
+        let adapter_s = ((wide.seconds - deep.seconds) / (wide.tokens * (wide.ranks - deep.ranks))).max(0.0);
+        (memory(&small, &shallow, &deep, &wide), adapter_s, tiny.seconds)
+    };
+    let mut time = BTreeMap::new();
+    for &format in &settings.formats {
+        let encoder = base.encoder(format)?;
+        let forward = bench.forward(&*encoder)?;
+        let step = bench.step(&*encoder, batch, settings.text_tokens, 0, settings.rank)?;
+        let forward_s_per_token_layer = forward / (step.tokens * layers);
+        let adapters = step.tokens * step.ranks * adapter_s_per_token_rank;
+        let backward = (step.seconds - step_overhead_s - adapters - forward).max(0.0);
+        let backward_s_per_token_layer = backward / (step.tokens * layers);
+        time.insert(format, TimeCoefficients { forward_s_per_token_layer, backward_s_per_token_layer });
+        base.release(format);
+    }
+    let device = format!("{} threads, {} kernels", rayon::current_num_threads(), fedpipe_kernels::Path::active());
+    Ok(DeviceProfile { device, memory, time, adapter_s_per_token_rank, step_overhead_s })
+}
+
+struct Bench<'a> {
+    base: &'a BaseModel,
+    spec: &'a ModelSpec,
+    settings: &'a ProfileSettings,
+    meter: &'a dyn HeapMeter,
+}
+
+/// One measured setting; `bytes` without adapters, gradients and optimizer.
+struct Step {
+    tokens: f64,
+    depth: f64,
+    ranks: f64,
+    bytes: f64,
+    seconds: f64,
+}
+
+impl Bench<'_> {
+    fn texts(&self, texts: usize, tokens: usize) -> Dataset {
+        let ids = (0..tokens as u32).map(|i| i % self.base.outline().vocabulary as u32).collect::<Vec<_>>();
+        Dataset::pack(&vec![ids; texts], vec![0; texts])
+    }
+
+    fn adapter(&self, lowest: usize, rank: usize) -> Adapter {
+        let adapted = self.spec.candidates.iter().filter(|c| c.layer >= lowest);
+        let fresh = |c: &CandidateWeight| (c.id.clone(), LowRank::fresh(rank, c.inputs, c.outputs, Seed(0)));
+        Adapter { scaling: 1.0, factors: adapted.map(fresh).collect(), head: fresh_head(&self.spec.head, Seed(0)) }
+    }
+
+    fn step(
+        &self,
+        encoder: &dyn Encoder,
+        texts: usize,
+        tokens: usize,
+        lowest: usize,
+        rank: usize,
+    ) -> Result<Step, Error> {
+        let data = self.texts(texts, tokens);
+        let adapter = self.adapter(lowest, rank);
+        let (parameters, ranks) = (adapter.parameters(), adapter.factors.len() * rank);
+        let work = TrainWork {
+            adapter,
+            fixed: BTreeMap::new(),
+            base_format: BaseFormat::F32,
+            batch_size: texts,
+            steps: self.settings.repetitions,
+            learning_rate: (1e-4, 1e-4),
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            dropout: 0.0,
+        };
+        let (mut last, mut fastest) = (Instant::now(), f64::INFINITY);
+        let (peak, result) = peak_of(self.meter, || {
+            train(encoder, self.base.outline().head_module, &data, &work, Seed(0), &Stop::default(), &mut |_| {
+                fastest = fastest.min(last.elapsed().as_secs_f64());
+                last = Instant::now();
+            })
+        });
+        result?;
+        Ok(Step {
+            tokens: (texts * tokens) as f64,
+            depth: (self.spec.layers - lowest) as f64,
+            ranks: ranks as f64,
+            bytes: peak as f64 - 16.0 * parameters as f64,
+            seconds: fastest,
+        })
+    }
+
+    /// Seconds of the fastest forward pass without adapters.
+    fn forward(&self, encoder: &dyn Encoder) -> Result<f64, Error> {
+        let data = self.texts(self.settings.batch_size, self.settings.text_tokens);
+        let mut head_only = self.adapter(usize::MAX, self.settings.rank);
+        head_only.factors.clear();
+        let mut fastest = f64::INFINITY;
+        for _ in 0..self.settings.repetitions {
+            let start = Instant::now();
+            logits(encoder, self.base.outline().head_module, &head_only, &data)?;
+            fastest = fastest.min(start.elapsed().as_secs_f64());
+        }
+        Ok(fastest)
+    }
+}
+
+/// Solves the four memory coefficients from four settings; none is below zero.
+fn memory(small: &Step, shallow: &Step, deep: &Step, wide: &Step) -> MemoryCoefficients {
+    let adapter = ((wide.bytes - deep.bytes) / (wide.tokens * (wide.ranks - deep.ranks)).max(1.0)).max(0.0);
+    let deeper = deep.bytes - shallow.bytes - deep.tokens * adapter * (deep.ranks - shallow.ranks);
+    let layer = (deeper / (deep.tokens * (deep.depth - shallow.depth)).max(1.0)).max(0.0);
+    let per_token = (shallow.bytes - small.bytes) / (shallow.tokens - small.tokens).max(1.0);
+    let workspace = (per_token - shallow.depth * layer - shallow.ranks * adapter).max(0.0);
+    let explained = deep.tokens * (workspace + deep.depth * layer + deep.ranks * adapter);
+    MemoryCoefficients {
+        layer_bytes_per_token: layer,
+        workspace_bytes_per_token: workspace,
+        adapter_bytes_per_token_rank: adapter,
+        fixed_bytes: (deep.bytes - explained).max(0.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_coefficients_come_back_from_their_own_formula() {
+        let step = |tokens: f64, depth: f64, ranks: f64| Step {
+            tokens,
+            depth,
+            ranks,
+            bytes: 5000.0 + tokens * (700.0 + depth * 300.0 + ranks * 2.0),
+            seconds: 0.0,
+        };
+        let found = memory(&step(10.0, 1.0, 16.0), &step(40.0, 1.0, 16.0), &step(40.0, 6.0, 96.0), &step(40.0, 6.0, 384.0));
+        for (found, expected) in [
+            (found.layer_bytes_per_token, 300.0),
+            (found.workspace_bytes_per_token, 700.0),
+            (found.adapter_bytes_per_token_rank, 2.0),
+            (found.fixed_bytes, 5000.0),
+        ] {
+            assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Base weights in the format that a silo's plan asks for.
+
+use super::{BLOCK, QuantError, code_book, quantise};
+use fedpipe_core::BaseFormat;
+use fedpipe_kernels::{FrozenMatrix, pack_codes};
+
+/// A frozen weight `[rows, columns]` from its row-major values.
+///
+/// # Errors
+/// When the values do not fill the shape, or a value that is to be quantised is not finite.
+pub fn frozen(format: BaseFormat, rows: usize, columns: usize, values: &[f32]) -> Result<FrozenMatrix, QuantError> {
+    if rows.checked_mul(columns) != Some(values.len()) {
+        return Err(QuantError::Shape { rows, columns, got: values.len() });
+    }
+    let Some(bits) = format.code_bits() else {
+        return Ok(match format {
+            BaseFormat::Bf16 => FrozenMatrix::bf16(rows, columns, values),
+            _ => FrozenMatrix::from_f32(rows, columns, values.to_vec()),
+        });
+    };
+    let quantised = quantise(values, bits)?;
+    let book = code_book(bits)?;
+    let packed = pack_codes(book.bits, &quantised.codes);
+    Ok(FrozenMatrix::from_codes(rows, columns, &book, packed, quantised.absmax, BLOCK))
+}
+
+/// Bytes that a frozen weight takes at rest: its values or codes, and for codes an `f32` a block of [`BLOCK`].
+pub fn bytes(format: BaseFormat, rows: usize, columns: usize) -> u64 {
+    let values = rows as u64 * columns as u64;
+    match format.code_bits() {
+        Some(bits) => (values * u64::from(bits)).div_ceil(8) + 4 * values.div_ceil(BLOCK as u64),
+        None if format == BaseFormat::Bf16 => 2 * values,
+        None => 4 * values,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect()
+    }
+
+    #[test]
+    fn memory_at_rest_is_what_is_planned_for() {
+        for format in BaseFormat::ALL {
+            for (rows, columns) in [(384, 1536), (5, 77), (1, 1)] {
+                let matrix = frozen(format, rows, columns, &values(rows * columns)).unwrap();
+                assert_eq!(matrix.bytes() as u64, bytes(format, rows, columns), "{format} {rows}x{columns}");
+            }
+        }
+    }
+
+    /// 64·128 values: 8 bytes a pair in f32, and for codes 128 blocks of 4 bytes beside them.
+    #[test]
+    fn byte_counts_by_hand() {
+        let counts = BaseFormat::ALL.map(|format| bytes(format, 64, 128));
+        assert_eq!(counts, [32768, 16384, 8192 + 512, 4096 + 512, 3072 + 512, 2048 + 512]);
+    }
+
+    #[test]
+    fn fewer_bits_are_further_off_but_never_far() {
+        let values = values(64 * 64);
+        let error = |format| {
+            let back = frozen(format, 64, 64, &values).unwrap().dequantize();
+            values.iter().zip(back).map(|(v, b)| f64::from(v - b).powi(2)).sum::<f64>().sqrt()
+        };
+        let errors = BaseFormat::ALL.map(error);
+        assert!(errors.is_sorted(), "{errors:?}");
+        assert_eq!(errors[0], 0.0);
+        let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        assert!(errors[5] < 0.5 * norm, "{errors:?} of {norm}");
+    }
+
+    #[test]
+    fn values_that_do_not_fill_the_shape_are_refused() {
+        let error = frozen(BaseFormat::F32, 2, 3, &[0.0; 5]).unwrap_err();
+        assert_eq!(error.to_string(), "a 2x3 matrix takes another number of values than 5");
+    }
+}
