@@ -22,6 +22,13 @@ pub enum Event {
         /// Rounds that a checkpoint already holds.
         completed: u32,
     },
+    /// The profile of this machine is known.
+    Profiled {
+        /// Processor, threads and kernel path.
+        device: String,
+        /// Seconds that measuring took; none when an earlier profile was used again.
+        measured_in_s: Option<f64>,
+    },
     /// A silo enrolled.
     Enrolled(SiloProfile),
     /// The importance of the candidate weights is known.

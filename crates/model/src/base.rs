@@ -3,7 +3,7 @@
 use crate::arch::{self, Architecture, Encoder, Outline};
 use crate::io::HfFolder;
 use crate::Error;
-use fedpipe_core::{BaseFormat, CandidateWeight, ModelSpec};
+use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, ModelSpec};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,6 +80,29 @@ impl BaseModel {
             head: self.outline.head_shapes(classes),
             base_bytes: BaseFormat::ALL.map(|format| (format, self.outline.base_bytes(format))).into(),
         })
+    }
+
+    /// Checks that an adapter and its head belong to this model and to `classes` labels.
+    ///
+    /// # Errors
+    /// [`Error::Misfit`] with the first tensor that does not fit.
+    pub fn check_adapter(&self, adapter: &Adapter, classes: usize) -> Result<(), Error> {
+        for (id, factors) in &adapter.factors {
+            let Some(weight) = self.outline.candidates.iter().find(|c| &c.id == id) else {
+                return Err(Error::Misfit(format!("the model has no weight {id} that can be adapted")));
+            };
+            let found = (factors.b().rows(), factors.a().cols());
+            if found != (weight.outputs, weight.inputs) {
+                let expected = (weight.outputs, weight.inputs);
+                return Err(Error::Misfit(format!("{id} is {expected:?} in the model and {found:?} in the adapter")));
+            }
+        }
+        let expected = self.outline.head_shapes(classes);
+        let found: BTreeMap<_, _> = adapter.head.iter().map(|(n, m)| (n.clone(), (m.rows(), m.cols()))).collect();
+        if found != expected {
+            return Err(Error::Misfit(format!("its head is {found:?}; {classes} labels take {expected:?}")));
+        }
+        Ok(())
     }
 
     fn targets(&self, targets: &[String]) -> Result<Vec<CandidateWeight>, Error> {

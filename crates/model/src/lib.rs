@@ -22,6 +22,6 @@ mod train;
 pub use base::BaseModel;
 pub use error::Error;
 pub use evaluate::{Prediction, evaluate, logits, predict};
-pub use profile::{HeapMeter, ProfileSettings, measure_device};
+pub use profile::{HeapMeter, ProfileSettings, device_name, measure_device};
 pub use silo::{SiloSettings, SiloTrainer};
 pub use train::{StepReport, train};

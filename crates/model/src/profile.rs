@@ -93,8 +93,20 @@ pub fn measure_device(
         time.insert(format, TimeCoefficients { forward_s_per_token_layer, backward_s_per_token_layer });
         base.release(format);
     }
-    let device = format!("{} threads, {} kernels", rayon::current_num_threads(), fedpipe_kernels::Path::active());
-    Ok(DeviceProfile { device, memory, time, adapter_s_per_token_rank, step_overhead_s })
+    Ok(DeviceProfile { device: device_name(), memory, time, adapter_s_per_token_rank, step_overhead_s })
+}
+
+/// This machine, as far as it matters to a step: processor, threads and kernel path.
+pub fn device_name() -> String {
+    let threads = rayon::current_num_threads();
+    format!("{}, {threads} threads, {} kernels", processor(), fedpipe_kernels::Path::active())
+}
+
+/// The processor's name where the system tells it, else its architecture.
+fn processor() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_string()
 }
 
 struct Bench<'a> {

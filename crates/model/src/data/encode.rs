@@ -10,6 +10,7 @@ use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams
 pub struct TextEncoder {
     tokenizer: Tokenizer,
     path: PathBuf,
+    max_length: usize,
     vocabulary: usize,
 }
 
@@ -45,7 +46,12 @@ impl TextEncoder {
             stride: 0,
         };
         tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(|e| error(e.to_string()))?;
-        Ok(Self { tokenizer, path, vocabulary })
+        Ok(Self { tokenizer, path, max_length, vocabulary })
+    }
+
+    /// Most tokens of a text.
+    pub fn max_length(&self) -> usize {
+        self.max_length
     }
 
     /// The tokens of labelled examples, in their order.

@@ -14,8 +14,8 @@ impl Labels {
     ///
     /// # Errors
     /// When there are fewer than two.
-    pub fn of(examples: &[Example]) -> Result<Self, DataError> {
-        let distinct: BTreeSet<&str> = examples.iter().map(|e| e.label.as_str()).collect();
+    pub fn of<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Result<Self, DataError> {
+        let distinct: BTreeSet<&str> = examples.into_iter().map(|e| e.label.as_str()).collect();
         let mut names: Vec<String> = distinct.into_iter().map(str::to_owned).collect();
         if names.len() < 2 {
             return Err(DataError::TooFewLabels { only: names.pop() });

@@ -64,7 +64,7 @@ fn from_object(columns: &Columns, value: Value, origin: Origin) -> Result<Exampl
         return Err(missing_column(&origin, missing, object.keys().map(String::as_str)));
     }
     let site = columns.site.as_ref().map(|site| word(&mut object, site, &origin)).transpose()?;
-    let label = word(&mut object, &columns.label, &origin)?;
+    let label = columns.label.as_ref().map(|label| word(&mut object, label, &origin)).transpose()?;
     let text = match object.remove(&columns.text) {
         Some(Value::String(text)) => text,
         _ => return Err(origin.malformed(format!("`{}` is not a string", columns.text))),

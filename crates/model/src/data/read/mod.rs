@@ -26,21 +26,21 @@ pub const EXTENSIONS: [&str; 6] = ["tsv", "csv", "jsonl", "ndjson", "json", "par
 pub struct Columns {
     /// The text.
     pub text: String,
-    /// Its label.
-    pub label: String,
+    /// Its label; none when texts are read to be labelled.
+    pub label: Option<String>,
     /// The site that it belongs to, when the data are split by a column.
     pub site: Option<String>,
 }
 
 impl Default for Columns {
     fn default() -> Self {
-        Self { text: "text".into(), label: "label".into(), site: None }
+        Self { text: "text".into(), label: Some("label".into()), site: None }
     }
 }
 
 impl Columns {
     fn names(&self) -> impl Iterator<Item = &str> {
-        [&self.text, &self.label].into_iter().chain(&self.site).map(String::as_str)
+        std::iter::once(&self.text).chain(&self.label).chain(&self.site).map(String::as_str)
     }
 }
 
@@ -78,7 +78,7 @@ impl fmt::Display for Origin {
 pub struct Example {
     /// The text; it may be empty.
     pub text: String,
-    /// Its label.
+    /// Its label; empty when [`Columns::label`] asks for none.
     pub label: String,
     /// The site that it belongs to, when [`Columns::site`] asks for it.
     pub site: Option<String>,
@@ -125,7 +125,7 @@ fn io_error(path: &Path) -> impl Fn(std::io::Error) -> DataError {
 /// Places of the columns in a header.
 struct Places {
     text: usize,
-    label: usize,
+    label: Option<usize>,
     site: Option<usize>,
 }
 
@@ -143,7 +143,7 @@ impl Places {
         };
         Ok(Self {
             text: place(&columns.text)?,
-            label: place(&columns.label)?,
+            label: columns.label.as_deref().map(place).transpose()?,
             site: columns.site.as_deref().map(place).transpose()?,
         })
     }
@@ -163,17 +163,17 @@ fn example(
     columns: &Columns,
     origin: Origin,
     text: String,
-    label: String,
+    label: Option<String>,
     site: Option<String>,
 ) -> Result<Example, DataError> {
     let empty = |value: &str| value.trim().is_empty();
-    if empty(&label) {
-        return Err(DataError::EmptyValue { origin, column: columns.label.clone() });
+    if label.as_deref().is_some_and(empty) {
+        return Err(DataError::EmptyValue { origin, column: columns.label.clone().unwrap_or_default() });
     }
     if site.as_deref().is_some_and(empty) {
         return Err(DataError::EmptyValue { origin, column: columns.site.clone().unwrap_or_default() });
     }
-    Ok(Example { text, label, site, origin })
+    Ok(Example { text, label: label.unwrap_or_default(), site, origin })
 }
 
 #[cfg(test)]

@@ -45,7 +45,8 @@ fn read_rows(file: File, path: &Path, columns: &Columns) -> Result<Vec<Example>,
             word(place.map(|i| fields.swap_remove(i).1), column, &origin)
         };
         let site = columns.site.as_deref().map(&mut take).transpose()?;
-        let (text, label) = (take(&columns.text)?, take(&columns.label)?);
+        let label = columns.label.as_deref().map(&mut take).transpose()?;
+        let text = take(&columns.text)?;
         examples.push(example(columns, origin, text, label, site)?);
     }
     Ok(examples)

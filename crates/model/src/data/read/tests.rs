@@ -31,6 +31,19 @@ fn pairs(rows: &[(&str, &str)]) -> Vec<(String, String)> {
     rows.iter().map(|(label, text)| (label.to_string(), text.to_string())).collect()
 }
 
+/// What `predict` reads: files without labels.
+#[test]
+fn texts_are_read_without_labels_when_none_are_asked_for() {
+    let columns = Columns { label: None, ..Columns::default() };
+    for (name, content) in [("a.tsv", "text\tx\nhello\t1\n"), ("a.csv", "text\nhello\n"), ("a.jsonl", "{\"text\": \"hello\"}\n")] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let examples = read(&path, &columns).unwrap();
+        assert_eq!((examples[0].text.as_str(), examples[0].label.as_str()), ("hello", ""), "{name}");
+    }
+}
+
 fn with_site() -> Columns {
     Columns { site: Some("site".into()), ..Columns::default() }
 }

@@ -22,8 +22,8 @@ pub(super) fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataE
             return Err(origin.malformed(format!("the header has {width} columns, but this line has {found}")));
         }
         let field = |place: usize| fields[place].to_owned();
-        let site = places.site.map(field);
-        examples.push(example(columns, origin, field(places.text), field(places.label), site)?);
+        let (label, site) = (places.label.map(field), places.site.map(field));
+        examples.push(example(columns, origin, field(places.text), label, site)?);
     }
     Ok(examples)
 }

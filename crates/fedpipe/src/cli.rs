@@ -1,0 +1,206 @@
+//! What a person types.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    anything that is not the user's to mend
+  2    the user's input was wrong
+  130  ended at once by a second Ctrl-C";
+
+/// Fine-tune a language model on data that stays where it is, with a plan made for every site.
+#[derive(Debug, Parser)]
+#[command(name = "fedpipe", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fine-tune: enrol the silos, plan, train and merge round by round, export
+    Run(RunArgs),
+    /// Stop after planning, and show what every silo would do and why
+    Plan(PlanArgs),
+    /// Measure a trained model on a file of labelled texts
+    Evaluate(EvaluateArgs),
+    /// Label texts with a trained model
+    Predict(PredictArgs),
+    /// Copy a run's adapter, or the merged model, to a folder
+    Export(ExportArgs),
+    /// Show what a base model is made of: adaptable weights, memory at each base format
+    Inspect(InspectArgs),
+}
+
+/// `fedpipe run`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fedpipe run examples/r8.toml
+  fedpipe run examples/r8.toml --set federation.rounds=3 --set silos.clinic.memory_mib=2048
+  fedpipe run --resume runs/r8
+
+Ctrl-C ends after the current step and leaves a run that --resume goes on with; a second one ends at once (exit code 130).")]
+pub struct RunArgs {
+    /// The run's configuration, a TOML file
+    #[arg(required_unless_present = "resume")]
+    pub config: Option<PathBuf>,
+    /// Set one value of the configuration; silos go by their name
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The run's folder, instead of output.dir
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Go on with the run in this folder from its last checkpoint
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "set", "output"])]
+    pub resume: Option<PathBuf>,
+    /// Say nothing but warnings and errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `fedpipe plan`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fedpipe plan examples/r8.toml
+  fedpipe plan examples/r8.toml --set silos.edge.memory_mib=300 --json")]
+pub struct PlanArgs {
+    /// The run's configuration, a TOML file
+    pub config: PathBuf,
+    /// Set one value of the configuration; silos go by their name
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A trained model on disk.
+#[derive(Debug, Args)]
+pub struct TrainedArgs {
+    /// A run's folder, or a PEFT adapter's
+    #[arg(value_name = "RUN_OR_ADAPTER")]
+    pub trained: PathBuf,
+    /// The base model's folder, instead of the one that the run or the adapter names
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+}
+
+/// `fedpipe evaluate`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fedpipe evaluate runs/r8 --data assets/data/reuters-r8-test.tsv
+  fedpipe evaluate runs/r8/adapter --model assets/models/all-MiniLM-L6-v2 --data test.jsonl --json")]
+pub struct EvaluateArgs {
+    #[command(flatten)]
+    /// What is measured.
+    pub trained: TrainedArgs,
+    /// Labelled texts: .tsv, .csv, .jsonl or .parquet
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Print the metrics as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fedpipe predict`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Prints the label and its probability, separated by a tab, a line for every text, in the order of the texts.
+With neither --text nor --data every line of standard input is a text.
+
+Examples:
+  fedpipe predict runs/r8 --text \"profits rose in the second quarter\"
+  fedpipe predict runs/r8 --data assets/data/reuters-r8-test.tsv --limit 10 --json --logits
+  cut -f2 news.tsv | fedpipe predict runs/r8/adapter")]
+pub struct PredictArgs {
+    #[command(flatten)]
+    /// What labels.
+    pub trained: TrainedArgs,
+    /// One text
+    #[arg(long, conflicts_with = "data")]
+    pub text: Option<String>,
+    /// Texts: .tsv, .csv, .jsonl or .parquet
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Stop after so many texts
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Print a line of JSON for every text: {"label": …, "probability": …}
+    #[arg(long)]
+    pub json: bool,
+    /// Add the logits of all labels to the lines of JSON
+    #[arg(long, requires = "json")]
+    pub logits: bool,
+}
+
+/// `fedpipe export`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fedpipe export runs/r8 --to my-adapter
+  fedpipe export runs/r8 --to my-model --merged")]
+pub struct ExportArgs {
+    /// A run's folder
+    pub run: PathBuf,
+    /// The folder to write; it must not exist yet, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Write the whole model with the adapter merged into its weights
+    #[arg(long)]
+    pub merged: bool,
+}
+
+/// `fedpipe inspect`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fedpipe inspect assets/models/all-MiniLM-L6-v2
+  fedpipe inspect sentence-transformers/all-MiniLM-L6-v2 --json")]
+pub struct InspectArgs {
+    /// A Hugging Face folder, or a repository of the hub
+    pub model: String,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_reads_well() {
+        let mut cli = Cli::command().term_width(100);
+        let mut pages = vec![cli.render_long_help().to_string()];
+        let names: Vec<String> = cli.get_subcommands().map(|c| c.get_name().to_string()).collect();
+        for name in names {
+            let page = cli.find_subcommand_mut(&name).unwrap().render_long_help();
+            pages.push(format!("======== fedpipe {name}\n{page}"));
+        }
+        insta::assert_snapshot!(pages.join("\n"));
+    }
+
+    #[test]
+    fn a_run_needs_a_configuration_or_a_run_to_resume() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["fedpipe", "run"], args].concat());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["a.toml", "--resume", "runs/a"]).is_err());
+        assert!(parse(&["--resume", "runs/a", "--set", "a.b=1"]).is_err());
+        assert!(parse(&["--resume", "runs/a", "--quiet"]).is_ok());
+        let set = parse(&["a.toml", "--set", "a.b=1", "--set", "c.d=2"]).unwrap().command;
+        assert!(matches!(set, Command::Run(RunArgs { set, .. }) if set == ["a.b=1", "c.d=2"]));
+    }
+}

@@ -1,0 +1,31 @@
+//! `fedpipe evaluate`
+
+use crate::cli::EvaluateArgs;
+use crate::error::AppError;
+use crate::trained::Trained;
+use fedpipe_model::data::{Columns, read};
+use std::io::Write;
+
+/// Prints accuracy and loss on a file of labelled texts.
+pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
+    let trained = Trained::open(&args.trained.trained, args.trained.model.as_deref())?;
+    let examples = read(&args.data, &columns(&trained))?;
+    let data = trained.encoder.examples(&examples, &trained.labels)?;
+    let head = trained.base.outline().head_module;
+    let metrics = fedpipe_model::evaluate(&*trained.weights()?, head, &trained.adapter, &data)?;
+    let text = match args.json {
+        true => serde_json::to_string(&metrics).map_err(AppError::other)?,
+        false => {
+            format!("accuracy {:.4}\nloss     {:.4}\nexamples {}", metrics.accuracy, metrics.loss, metrics.examples)
+        }
+    };
+    writeln!(std::io::stdout().lock(), "{text}").map_err(AppError::output)
+}
+
+/// The columns of the run, or the usual ones.
+pub(super) fn columns(trained: &Trained) -> Columns {
+    match &trained.config {
+        Some(config) => Columns { text: config.data.text.clone(), label: Some(config.data.label.clone()), site: None },
+        None => Columns::default(),
+    }
+}

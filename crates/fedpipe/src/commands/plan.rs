@@ -1,0 +1,38 @@
+//! `fedpipe plan`
+
+use crate::cli::PlanArgs;
+use crate::config::Config;
+use crate::error::AppError;
+use crate::run::{Surroundings, plan_only, plan_text};
+use crate::setup::Setup;
+use fedpipe_core::{Event, Observer, Stop};
+use fedpipe_model::HeapMeter;
+use std::io::Write;
+use std::sync::Arc;
+
+/// Says nothing but warnings: standard output is for the plan.
+struct Warnings;
+
+impl Observer for Warnings {
+    fn observe(&self, event: &Event) {
+        match event {
+            Event::Warning { message } => eprintln!("warning: {message}"),
+            Event::SiloFailed(failure) => eprintln!("warning: {failure}"),
+            _ => {}
+        }
+    }
+}
+
+/// Enrols, identifies and plans, and prints the plan.
+pub fn plan(args: &PlanArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError> {
+    let config = Config::load(&args.config, &args.set)?;
+    let setup = Setup::load(&config)?;
+    let stop = Stop::default();
+    let around = Surroundings { observer: &Warnings, stop: &stop, meter };
+    let Some(state) = plan_only(&config, &setup, &around)? else { return Ok(()) };
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&state.plan).map_err(AppError::other)?,
+        false => plan_text(&state),
+    };
+    writeln!(std::io::stdout().lock(), "{}", text.trim_end()).map_err(AppError::output)
+}

@@ -1,0 +1,80 @@
+//! `fedpipe predict`
+
+use crate::cli::PredictArgs;
+use crate::error::AppError;
+use crate::trained::Trained;
+use fedpipe_model::Prediction;
+use fedpipe_model::data::{Columns, read};
+use serde::Serialize;
+use std::io::{BufRead, Read, Write};
+
+/// Texts that are labelled at a time, so that long inputs print as they go.
+const CHUNK: usize = 256;
+/// Bytes of the longest line of standard input.
+const MAX_LINE_BYTES: u64 = 16 << 20;
+
+#[derive(Serialize)]
+struct Line<'a> {
+    label: &'a str,
+    probability: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logits: Option<&'a [f32]>,
+}
+
+/// Prints the label and the probability of every text, in order.
+pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
+    let trained = Trained::open(&args.trained.trained, args.trained.model.as_deref())?;
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let texts: Box<dyn Iterator<Item = Result<String, AppError>>> = match (&args.text, &args.data) {
+        (Some(text), _) => Box::new(std::iter::once(Ok(text.clone()))),
+        (None, Some(file)) => {
+            let columns = Columns { label: None, ..super::evaluate::columns(&trained) };
+            Box::new(read(file, &columns)?.into_iter().map(|example| Ok(example.text)))
+        }
+        (None, None) => Box::new(lines()),
+    };
+    let mut texts = texts.take(limit);
+    loop {
+        let chunk = texts.by_ref().take(CHUNK).collect::<Result<Vec<String>, AppError>>()?;
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        let predictions = trained.predict(&trained.encoder.texts(&chunk)?)?;
+        let mut out = std::io::stdout().lock();
+        for prediction in &predictions {
+            writeln!(out, "{}", line(args, &trained, prediction)?).map_err(AppError::output)?;
+        }
+    }
+}
+
+fn line(args: &PredictArgs, trained: &Trained, prediction: &Prediction) -> Result<String, AppError> {
+    let Prediction { class, probability, logits } = prediction;
+    let label = trained.labels.name(*class).unwrap_or("?");
+    if !args.json {
+        return Ok(format!("{label}\t{probability:.4}"));
+    }
+    let logits = args.logits.then_some(logits.as_slice());
+    serde_json::to_string(&Line { label, probability: *probability, logits }).map_err(AppError::other)
+}
+
+/// The lines of standard input, as they come.
+fn lines() -> impl Iterator<Item = Result<String, AppError>> {
+    let mut input = std::io::stdin().lock();
+    let mut number = 0;
+    std::iter::from_fn(move || {
+        number += 1;
+        let mut line = Vec::new();
+        match input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line) {
+            Ok(0) => None,
+            Ok(_) if line.len() as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') => {
+                Some(Err(AppError::user(format!("standard input, line {number}: longer than 16 MiB"))))
+            }
+            Ok(_) => {
+                let text = String::from_utf8(line)
+                    .map_err(|_| AppError::user(format!("standard input, line {number}: not UTF-8")));
+                Some(text.map(|text| text.trim_end_matches(['\r', '\n']).to_string()))
+            }
+            Err(error) => Some(Err(AppError::other(error))),
+        }
+    })
+}

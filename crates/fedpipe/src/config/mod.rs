@@ -1,0 +1,314 @@
+//! The configuration of a run: typed, every default resolved, unknown keys refused.
+//!
+//! ```
+//! use fedpipe::config::Config;
+//!
+//! let text = r#"
+//!     model.path = "assets/models/all-MiniLM-L6-v2"
+//!     data = { train = ["train.tsv"], test = ["test.tsv"] }
+//!     output.dir = "runs/first"
+//!     [[silos]]
+//!     name = "clinic"
+//!     memory_mib = 700
+//! "#;
+//! let config = Config::parse("first.toml".as_ref(), text, &["federation.rounds=3".into()])?;
+//! assert_eq!((config.federation.rounds, config.silos[0].speed), (3, 1.0));
+//! # Ok::<(), fedpipe::config::ConfigError>(())
+//! ```
+
+pub mod names;
+mod problem;
+mod read;
+mod resolve;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use problem::ConfigError;
+
+use fedpipe_core::BaseFormat;
+use problem::Sources;
+use read::Problems;
+use serde::{Serialize, Serializer};
+use std::path::{Path, PathBuf};
+
+/// Bytes of the largest configuration that is read.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// All that a person decides about a run. Paths are relative to the working directory.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// The base model.
+    pub model: ModelSource,
+    /// What is learnt.
+    pub task: TaskConfig,
+    /// The texts.
+    pub data: DataConfig,
+    /// The rounds and how they are merged.
+    pub federation: FederationConfig,
+    /// What is trained.
+    pub adapter: AdapterConfig,
+    /// What the planner may choose from.
+    pub plan: PlanConfig,
+    /// The importance probe.
+    pub probe: ProbeConfig,
+    /// Local training.
+    pub training: TrainingConfig,
+    /// Measuring the federation's model.
+    pub evaluation: EvaluationConfig,
+    /// What the run leaves behind.
+    pub output: OutputConfig,
+    /// The sites.
+    pub silos: Vec<SiloConfig>,
+}
+
+/// Where the base model comes from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ModelSource {
+    /// A Hugging Face folder on disk.
+    Path {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A repository of the Hugging Face hub.
+    Hub {
+        /// `owner/name`.
+        hub: String,
+        /// Branch, tag or commit.
+        revision: String,
+    },
+}
+
+/// `[task]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TaskConfig {
+    /// One of [`names::TASKS`].
+    pub kind: String,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DataConfig {
+    /// Files that are split over the silos without files of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub train: Vec<PathBuf>,
+    /// Files that the server evaluates on.
+    pub test: Vec<PathBuf>,
+    /// Column of the text.
+    pub text: String,
+    /// Column of the label.
+    pub label: String,
+}
+
+/// `[federation]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FederationConfig {
+    /// One of [`names::METHODS`].
+    pub method: String,
+    /// Number of rounds.
+    pub rounds: u32,
+    /// Where all randomness starts.
+    pub seed: u64,
+    /// One of [`names::IMPORTANCES`].
+    pub importance: String,
+    /// One of [`names::AGGREGATIONS`].
+    pub aggregation: String,
+    /// One of [`names::CODECS`].
+    pub codec: String,
+    /// Share of the silos that takes part in a round.
+    pub cohort: f64,
+    /// Share of the cohort that has to deliver for a round to count.
+    pub quorum: f64,
+    /// Seconds that a round may last.
+    pub deadline_s: Deadline,
+    /// Largest rank of the merged factors.
+    pub server_rank: usize,
+    /// Updates of a larger Frobenius norm are refused.
+    pub max_update_norm: f64,
+    /// How `data.train` is split over the silos.
+    pub partition: Partition,
+}
+
+/// Seconds that a round may last.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Deadline {
+    /// The planner chooses.
+    Auto,
+    /// So many.
+    Seconds(f64),
+}
+
+impl Serialize for Deadline {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Seconds(seconds) => serializer.serialize_f64(*seconds),
+        }
+    }
+}
+
+/// Written where the engine shall choose.
+const AUTO: &str = "auto";
+
+/// How one data set is split over the silos.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Partition {
+    /// Every label's examples by shares drawn from a Dirichlet distribution; a small `alpha` is very uneven.
+    Dirichlet {
+        /// Concentration.
+        alpha: f64,
+    },
+    /// At random, in equal parts.
+    Iid,
+    /// By a column that names the silo.
+    Column {
+        /// The column.
+        name: String,
+    },
+}
+
+/// `[adapter]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AdapterConfig {
+    /// Kinds of weight that may be adapted.
+    pub target_modules: TargetModules,
+    /// Ranks that the planner may give to a weight.
+    pub ranks: Vec<usize>,
+    /// alpha / r, one for every rank.
+    pub scaling: f64,
+    /// Dropout on the input of the adapters.
+    pub dropout: f64,
+}
+
+/// Kinds of weight that may be adapted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TargetModules {
+    /// The architecture's own choice: the weights of attention.
+    Auto,
+    /// Weights whose path ends with one of these.
+    Kinds(Vec<String>),
+}
+
+impl Serialize for TargetModules {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Kinds(kinds) => kinds.serialize(serializer),
+        }
+    }
+}
+
+/// `[plan]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlanConfig {
+    /// Batch sizes that the planner may choose from.
+    pub batch_sizes: Vec<usize>,
+    /// Formats of the frozen weights that the planner may choose from.
+    pub base_formats: Vec<BaseFormat>,
+}
+
+/// `[probe]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ProbeConfig {
+    /// Training steps on every silo.
+    pub steps: usize,
+    /// Triplets on every weight.
+    pub rank: usize,
+    /// Texts in a batch.
+    pub batch_size: usize,
+    /// Learning rate.
+    pub learning_rate: f64,
+}
+
+/// `[training]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainingConfig {
+    /// Optimizer steps of a silo in a round.
+    pub local_steps: usize,
+    /// AdamW's learning rate at the start.
+    pub learning_rate: f64,
+    /// One of [`names::SCHEDULERS`].
+    pub lr_scheduler_type: String,
+    /// Texts are cut to so many tokens.
+    pub max_length: usize,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm.
+    pub max_grad_norm: f64,
+}
+
+/// `[evaluation]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvaluationConfig {
+    /// Rounds from one evaluation to the next; 0 leaves only the one at the end.
+    pub every: u32,
+    /// Test examples of an evaluation between rounds; the one at the end takes all.
+    pub examples: usize,
+}
+
+/// `[output]`
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutputConfig {
+    /// The run's folder.
+    pub dir: PathBuf,
+    /// Checkpoints that are kept, the last ones.
+    pub keep_checkpoints: usize,
+}
+
+/// One `[[silos]]` entry.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SiloConfig {
+    /// Its name: letters, digits, `-` and `_`.
+    pub name: String,
+    /// Memory that training may take, in MiB.
+    pub memory_mib: u64,
+    /// Speed relative to this machine.
+    pub speed: f64,
+    /// Bandwidth of its link in Mbit/s, the same both ways.
+    pub bandwidth_mbps: f64,
+    /// Files of its own; without any it gets a part of `data.train`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
+}
+
+impl Config {
+    /// Reads `file` and lays the `table.key=value` options over it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is larger than 1 MiB, or holds or lacks what [`Config::parse`] refuses.
+    pub fn load(file: &Path, options: &[String]) -> Result<Self, ConfigError> {
+        let size = std::fs::metadata(file).map_err(|e| ConfigError::of_file(file, e))?.len();
+        if size > MAX_BYTES {
+            return Err(ConfigError::of_file(file, format_args!("{size} bytes are too many for a configuration")));
+        }
+        let text = std::fs::read_to_string(file).map_err(|e| ConfigError::of_file(file, e))?;
+        Self::parse(file, &text, options)
+    }
+
+    /// The configuration that `text` (shown as `file` in errors) and the options describe.
+    ///
+    /// # Errors
+    /// On anything that is not TOML, an unknown or missing key, a wrong type, a value out of range, and values that
+    /// contradict each other; all of them at once, each with its line.
+    pub fn parse(file: &Path, text: &str, options: &[String]) -> Result<Self, ConfigError> {
+        let sources = Sources::new(file, text.to_string(), options);
+        let root = source::parse(&sources)?;
+        let problems = Problems::default();
+        let config = resolve::config(root, &problems);
+        match problems.into_inner() {
+            none if none.is_empty() => Ok(config),
+            some => Err(ConfigError::of(&sources, some)),
+        }
+    }
+
+    /// The configuration with every default written out; [`Config::parse`] reads it back to the same value.
+    ///
+    /// # Errors
+    /// When a path is not valid Unicode.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        let body = toml::to_string(self)?;
+        Ok(format!("# The configuration of this run with every default written out.\n\n{body}"))
+    }
+}

@@ -1,0 +1,29 @@
+//! The names that a configuration may use, each table once; the first of each is the default.
+
+/// `task.kind`.
+pub const TASKS: &[&str] = &["classification"];
+/// `federation.method`.
+pub const METHODS: &[&str] = &["fedpipe"];
+/// `federation.importance`.
+pub const IMPORTANCES: &[&str] = &["svd-sensitivity", "uniform"];
+/// `federation.aggregation`.
+pub const AGGREGATIONS: &[&str] = &["product", "zero-pad"];
+/// `federation.codec`.
+pub const CODECS: &[&str] = &["f32", "bf16"];
+/// `federation.partition.kind`.
+pub const PARTITIONS: &[&str] = &["dirichlet", "iid", "column"];
+/// `training.lr_scheduler_type`.
+pub const SCHEDULERS: &[&str] = &["linear", "constant"];
+/// `plan.base_formats`; a test holds it to [`fedpipe_core::BaseFormat::ALL`].
+pub const BASE_FORMATS: &[&str] = &["f32", "bf16", "nf8", "nf4", "nf3", "nf2"];
+
+#[cfg(test)]
+mod tests {
+    use super::BASE_FORMATS;
+    use fedpipe_core::BaseFormat;
+
+    #[test]
+    fn every_base_format_can_be_named() {
+        assert_eq!(BASE_FORMATS, BaseFormat::ALL.map(BaseFormat::name));
+    }
+}

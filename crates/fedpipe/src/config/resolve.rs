@@ -1,0 +1,287 @@
+//! From the tree to the typed configuration: every key with its default and its range, section by section.
+
+use super::problem::Problem;
+use super::read::{Problems, Section};
+use super::source::{Node, Value};
+use super::{
+    AUTO, AdapterConfig, Config, DataConfig, Deadline, EvaluationConfig, FederationConfig, ModelSource, OutputConfig,
+    Partition, PlanConfig, ProbeConfig, SiloConfig, TargetModules, TaskConfig, TrainingConfig, names,
+};
+use fedpipe_core::BaseFormat;
+use std::path::PathBuf;
+
+/// The smallest value of a number that has to be above zero.
+const TINY: f64 = 1e-12;
+
+const MAX_SILOS: usize = 10_000;
+const MAX_RANK: usize = 256;
+const MAX_BATCH: usize = 4096;
+
+pub(super) fn config(root: Node, problems: &Problems) -> Config {
+    let mut root = Section::new(problems, "the configuration".into(), Some(root));
+    let adapter = adapter(root.section("adapter"));
+    let silos = silos(&mut root);
+    let config = Config {
+        model: model(root.section("model")),
+        task: task(root.section("task")),
+        data: data(root.section("data"), &silos),
+        federation: federation(root.section("federation"), &adapter),
+        adapter,
+        plan: plan(root.section("plan")),
+        probe: probe(root.section("probe")),
+        training: training(root.section("training")),
+        evaluation: evaluation(root.section("evaluation")),
+        output: output(root.section("output")),
+        silos,
+    };
+    root.finish();
+    config
+}
+
+fn model(mut section: Section<'_>) -> ModelSource {
+    let path = section.optional("path");
+    let hub: Option<String> = section.optional("hub");
+    let revision_at = section.place_of("revision");
+    let revision = section.optional("revision");
+    if hub.is_none()
+        && let Some(at) = revision_at
+    {
+        section.problems().add(Problem::new("`revision` goes with `hub`, not with `path`", at));
+    }
+    let source = match (path, hub) {
+        (Some(path), None) => ModelSource::Path { path },
+        (None, Some(hub)) => ModelSource::Hub { hub, revision: revision.unwrap_or_else(|| "main".into()) },
+        (path, _) => {
+            let title = match path {
+                Some(_) => "[model] takes either `path` or `hub`, not both",
+                None => "[model] needs `path` (a Hugging Face folder) or `hub` (`owner/name`)",
+            };
+            section.conflict(title);
+            ModelSource::Path { path: PathBuf::new() }
+        }
+    };
+    section.finish();
+    source
+}
+
+fn task(mut section: Section<'_>) -> TaskConfig {
+    let config = TaskConfig { kind: section.choice("kind", names::TASKS).into() };
+    section.finish();
+    config
+}
+
+fn data(mut section: Section<'_>, silos: &[SiloConfig]) -> DataConfig {
+    let every_silo_has_its_own = !silos.is_empty() && silos.iter().all(|silo| !silo.data.is_empty());
+    let train_at = section.place_of("train");
+    let train = paths(&mut section, "train");
+    if every_silo_has_its_own && !train.is_empty() {
+        section.problems().add(Problem::new("train is of no use: every silo has data of its own", train_at));
+    } else if !every_silo_has_its_own && train.is_empty() {
+        section.conflict("[data] needs `train`, a list of files, for the silos without data of their own");
+    }
+    let test = paths(&mut section, "test");
+    if test.is_empty() {
+        section.conflict("[data] needs `test`, a list of files");
+    }
+    let text = section.optional("text").unwrap_or_else(|| "text".into());
+    let label = section.optional("label").unwrap_or_else(|| "label".into());
+    section.finish();
+    DataConfig { train, test, text, label }
+}
+
+fn paths(section: &mut Section<'_>, key: &'static str) -> Vec<PathBuf> {
+    section.list(key).unwrap_or_default().into_iter().map(|(path, _)| path).collect()
+}
+
+fn federation(mut section: Section<'_>, adapter: &AdapterConfig) -> FederationConfig {
+    let server_rank_at = section.place_of("server_rank");
+    let largest = adapter.ranks.last().copied().unwrap_or(1);
+    let config = FederationConfig {
+        method: section.choice("method", names::METHODS).into(),
+        rounds: section.count("rounds", 8, 1..=100_000) as u32,
+        seed: section.number("seed", 42, 0..=i64::MAX).unsigned_abs(),
+        importance: section.choice("importance", names::IMPORTANCES).into(),
+        aggregation: section.choice("aggregation", names::AGGREGATIONS).into(),
+        codec: section.choice("codec", names::CODECS).into(),
+        cohort: section.number("cohort", 1.0, TINY..=1.0),
+        quorum: section.number("quorum", 0.5, TINY..=1.0),
+        deadline_s: deadline(&mut section),
+        server_rank: section.count("server_rank", largest, 1..=MAX_RANK),
+        max_update_norm: section.number("max_update_norm", 1e3, TINY..=1e9),
+        partition: partition(&mut section),
+    };
+    if config.server_rank < largest {
+        let title = format!("server_rank {} is below {largest}, the largest of adapter.ranks", config.server_rank);
+        section.problems().add(Problem::new(title, server_rank_at));
+    }
+    section.finish();
+    config
+}
+
+fn deadline(section: &mut Section<'_>) -> Deadline {
+    const KEY: &str = "deadline_s";
+    match section.take(KEY) {
+        None => Deadline::Auto,
+        Some(Node { value: Value::String(text), .. }) if text == AUTO => Deadline::Auto,
+        Some(Node { value: Value::String(_), at }) => {
+            section.problems().add(Problem::new("deadline_s must be \"auto\" or seconds", at));
+            Deadline::Auto
+        }
+        Some(node) => {
+            let seconds = section.read(KEY, &node).and_then(|s| section.within(KEY, s, &(1e-3..=1e9), &node.at));
+            seconds.map_or(Deadline::Auto, Deadline::Seconds)
+        }
+    }
+}
+
+fn partition(parent: &mut Section<'_>) -> Partition {
+    let mut section = parent.section("partition");
+    let partition = match section.choice("kind", names::PARTITIONS) {
+        "iid" => Partition::Iid,
+        "column" => Partition::Column { name: section.required("name") },
+        _ => Partition::Dirichlet { alpha: section.number("alpha", 0.5, 1e-3..=1e6) },
+    };
+    section.finish();
+    partition
+}
+
+fn adapter(mut section: Section<'_>) -> AdapterConfig {
+    let target_modules = target_modules(&mut section);
+    let config = AdapterConfig {
+        target_modules,
+        ranks: section.counts("ranks", &[2, 4, 8, 16], 1..=MAX_RANK),
+        scaling: section.number("scaling", 2.0, TINY..=1e3),
+        dropout: section.number("dropout", 0.0, 0.0..=0.9),
+    };
+    section.finish();
+    config
+}
+
+fn target_modules(section: &mut Section<'_>) -> TargetModules {
+    const KEY: &str = "target_modules";
+    if let Some(Value::Array(_)) = section.peek(KEY) {
+        let kinds = section.list(KEY).unwrap_or_default();
+        return TargetModules::Kinds(kinds.into_iter().map(|(kind, _)| kind).collect());
+    }
+    match section.take(KEY) {
+        None => {}
+        Some(Node { value: Value::String(text), .. }) if text == AUTO => {}
+        Some(Node { at, .. }) => {
+            let problem = Problem::new("target_modules must be \"auto\" or a list of kinds", at);
+            section.problems().add(problem.help("for example [\"query\", \"value\"]"));
+        }
+    }
+    TargetModules::Auto
+}
+
+fn plan(mut section: Section<'_>) -> PlanConfig {
+    const FORMATS: &str = "base_formats";
+    let batch_sizes = section.counts("batch_sizes", &[4, 8, 16, 32], 1..=MAX_BATCH);
+    let base_formats = match section.list::<String>(FORMATS) {
+        None => BaseFormat::ALL.to_vec(),
+        Some(items) => {
+            let format = |(name, at): (String, _)| {
+                let name = section.one_of("base format", &name, names::BASE_FORMATS, &at)?;
+                BaseFormat::ALL.into_iter().find(|format| format.name() == name)
+            };
+            let mut formats: Vec<BaseFormat> = items.into_iter().filter_map(format).collect();
+            formats.sort_unstable();
+            formats.dedup();
+            formats
+        }
+    };
+    section.finish();
+    PlanConfig { batch_sizes, base_formats }
+}
+
+fn probe(mut section: Section<'_>) -> ProbeConfig {
+    let config = ProbeConfig {
+        steps: section.count("steps", 8, 1..=100_000),
+        rank: section.count("rank", 4, 1..=MAX_RANK),
+        batch_size: section.count("batch_size", 8, 1..=MAX_BATCH),
+        learning_rate: section.number("learning_rate", 1e-3, TINY..=10.0),
+    };
+    section.finish();
+    config
+}
+
+fn training(mut section: Section<'_>) -> TrainingConfig {
+    let config = TrainingConfig {
+        local_steps: section.count("local_steps", 20, 1..=1_000_000),
+        learning_rate: section.number("learning_rate", 1e-3, TINY..=10.0),
+        lr_scheduler_type: section.choice("lr_scheduler_type", names::SCHEDULERS).into(),
+        max_length: section.count("max_length", 128, 2..=1 << 20),
+        weight_decay: section.number("weight_decay", 0.01, 0.0..=10.0),
+        max_grad_norm: section.number("max_grad_norm", 1.0, TINY..=1e9),
+    };
+    section.finish();
+    config
+}
+
+fn evaluation(mut section: Section<'_>) -> EvaluationConfig {
+    let config = EvaluationConfig {
+        every: section.count("every", 1, 0..=100_000) as u32,
+        examples: section.count("examples", 512, 1..=1 << 30),
+    };
+    section.finish();
+    config
+}
+
+fn output(mut section: Section<'_>) -> OutputConfig {
+    let config = OutputConfig {
+        dir: section.required("dir"),
+        keep_checkpoints: section.count("keep_checkpoints", 3, 1..=100_000),
+    };
+    section.finish();
+    config
+}
+
+fn silos(root: &mut Section<'_>) -> Vec<SiloConfig> {
+    let entries = match root.take("silos") {
+        Some(Node { value: Value::Array(entries), .. }) => entries,
+        Some(Node { at, .. }) => {
+            root.problems().add(Problem::new("silos must be a list of tables: [[silos]]", at));
+            return Vec::new();
+        }
+        None => Vec::new(),
+    };
+    if entries.is_empty() {
+        root.problems().add(Problem::new("a federation needs at least one [[silos]] entry", None));
+    }
+    if entries.len() > MAX_SILOS {
+        let title = format!("{} silos are more than the {MAX_SILOS} that a run may have", entries.len());
+        root.problems().add(Problem::new(title, None));
+    }
+    let mut silos: Vec<SiloConfig> = Vec::new();
+    for entry in entries {
+        let silo = silo(Section::new(root.problems(), "[[silos]]".into(), Some(entry)), &silos);
+        silos.push(silo);
+    }
+    silos
+}
+
+fn silo(mut section: Section<'_>, others: &[SiloConfig]) -> SiloConfig {
+    let name_at = section.place_of("name");
+    let name: String = section.required("name");
+    if name_at.is_some() {
+        let letters = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        if name.is_empty() || name.len() > 64 || !letters {
+            let title = "a silo's name must be 1 to 64 letters, digits, `-` or `_`: files are named after it";
+            section.problems().add(Problem::new(title, name_at));
+        } else if others.iter().any(|other| other.name == name) {
+            section.problems().add(Problem::new(format!("two silos are named `{name}`"), name_at));
+        }
+    }
+    if !section.has("memory_mib") {
+        section.miss("memory_mib");
+    }
+    let silo = SiloConfig {
+        name,
+        memory_mib: section.count("memory_mib", 0, 1..=1 << 24) as u64,
+        speed: section.number("speed", 1.0, 1e-4..=1e4),
+        bandwidth_mbps: section.number("bandwidth_mbps", 100.0, 1e-3..=1e6),
+        data: paths(&mut section, "data"),
+    };
+    section.finish();
+    silo
+}

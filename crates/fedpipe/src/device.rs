@@ -1,0 +1,71 @@
+//! The measured profile of this machine, kept so that every run on it plans with the same numbers.
+
+use crate::disk;
+use crate::error::AppError;
+use crate::setup::{Setup, cache_dir};
+use fedpipe_core::DeviceProfile;
+use fedpipe_model::{HeapMeter, ProfileSettings, measure_device};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// Raised when the cost model or the kernels change, so that old profiles are measured anew.
+const VERSION: u32 = 1;
+/// Bytes of the largest profile that is read.
+const MAX_BYTES: u64 = 1 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    version: u32,
+    profile: DeviceProfile,
+}
+
+/// The kept profile of this machine with this model, or a new one and the seconds that it took.
+///
+/// # Errors
+/// When a measured step fails. A profile that cannot be read or kept is measured again the next time.
+pub fn profile(
+    setup: &Setup,
+    settings: &ProfileSettings,
+    meter: &dyn HeapMeter,
+) -> Result<(DeviceProfile, Option<f64>), AppError> {
+    let path = cache_dir().map(|dir| file(&dir, setup, settings));
+    if let Some(profile) = path.as_deref().and_then(read) {
+        return Ok((profile, None));
+    }
+    let start = std::time::Instant::now();
+    let profile = measure_device(&setup.base, &setup.spec, settings, meter)?;
+    if let Some(path) = path {
+        keep(&path, &profile);
+    }
+    Ok((profile, Some(start.elapsed().as_secs_f64())))
+}
+
+/// One file for every machine, model and setting; the release is part of the name because kernels change with it.
+fn file(dir: &Path, setup: &Setup, settings: &ProfileSettings) -> PathBuf {
+    let kinds: Vec<&str> = setup.spec.candidates.iter().map(|c| c.id.as_str()).collect();
+    let key = format!(
+        "{VERSION} {} {} {settings:?} {kinds:?} {:?} {} {}",
+        env!("CARGO_PKG_VERSION"),
+        setup.spec.fingerprint,
+        setup.spec.head,
+        cfg!(debug_assertions),
+        fedpipe_model::device_name(),
+    );
+    let digest = Sha256::digest(key.as_bytes());
+    let name: String = digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    dir.join("profiles").join(format!("{name}.json"))
+}
+
+fn read(path: &Path) -> Option<DeviceProfile> {
+    let kept: Kept = serde_json::from_slice(&disk::read_bounded(path, MAX_BYTES).ok()?).ok()?;
+    (kept.version == VERSION).then_some(kept.profile)
+}
+
+/// A machine whose cache cannot be written measures at every start; that is slower, not wrong.
+fn keep(path: &Path, profile: &DeviceProfile) {
+    let kept = Kept { version: VERSION, profile: profile.clone() };
+    if let (Some(parent), Ok(text)) = (path.parent(), serde_json::to_vec_pretty(&kept)) {
+        let _ = std::fs::create_dir_all(parent).and_then(|()| disk::replace(path, &text));
+    }
+}

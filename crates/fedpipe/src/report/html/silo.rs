@@ -1,0 +1,123 @@
+//! What was planned, predicted and measured in every silo.
+
+use super::heat::HeatMap;
+use crate::report::format::{bytes, count};
+use crate::summary::{Cost, SiloSummary, Summary};
+use fedpipe_core::{RunState, SiloId, SiloRound};
+use maud::{Markup, html};
+
+/// A measurement further above its prediction than this is marked.
+const TOLERATED_RATIO: f64 = 1.15;
+
+/// A row a silo.
+pub fn table(state: &RunState, summary: &Summary) -> Markup {
+    html! {
+        table {
+            thead {
+                tr {
+                    th colspan="5" {}
+                    th class="group" colspan="4" { "memory, MiB" }
+                    th class="group" colspan="3" { "round, s" }
+                    th class="group" colspan="2" { "rounds" }
+                }
+                tr {
+                    th { "silo" } th class="n" { "examples" } th class="n" { "batch" } th { "base" } th class="n" { "weights" }
+                    th class="n" { "allowed" }
+                    @for _ in 0..2 { th class="n" { "predicted" } th class="n" { "measured" } th class="n" { "ratio" } }
+                    th class="n" { "delivered" } th class="n" { "failed" }
+                }
+            }
+            tbody {
+                @for (id, silo) in &summary.silos {
+                    @let budget = state.profiles.get(id).map_or(0, |profile| profile.memory_mib);
+                    tr {
+                        td { b { (id) } }
+                        td class="n" { (count(silo.examples)) }
+                        td class="n" { (silo.plan.batch_size) }
+                        td { (silo.plan.base_format) }
+                        td class="n" { (silo.plan.ranks.len()) }
+                        td class="n" { (budget) }
+                        (compared(silo, |cost| cost.memory_mib, 0))
+                        (compared(silo, |cost| cost.round_seconds, 1))
+                        td class="n" { (silo.rounds_delivered) }
+                        td class="n" { (silo.failures) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Predicted, measured and their ratio as three cells.
+fn compared(silo: &SiloSummary, of: fn(&Cost) -> f64, decimals: usize) -> Markup {
+    let predicted = of(&silo.predicted);
+    let measured = silo.measured.as_ref().map(of);
+    let ratio = measured.map(|measured| measured / predicted).filter(|ratio| ratio.is_finite());
+    let class = if ratio.is_some_and(|ratio| ratio > TOLERATED_RATIO) { "n over" } else { "n" };
+    let number = |value: Option<f64>, decimals: usize| value.map_or_else(|| "—".into(), |v| format!("{v:.decimals$}"));
+    html! {
+        td class="n" { (number(Some(predicted), decimals)) }
+        td class="n" { (number(measured, decimals)) }
+        td class=(class) { (number(ratio, 2)) }
+    }
+}
+
+/// A silo's own card: hardware, plan, memory, reasons, traffic.
+pub fn card(state: &RunState, summary: &Summary, id: &SiloId) -> Markup {
+    let (Some(plan), Some(silo)) = (state.plan.silos.get(id), summary.silos.get(id)) else { return html! {} };
+    let rounds = || state.history.iter().flat_map(|round| &round.silos).filter(|silo| &silo.silo == id);
+    let sum = |of: fn(&SiloRound) -> u64| rounds().map(of).sum::<u64>();
+    let most = state.plan.silos.values().flat_map(|plan| plan.ranks.values()).copied().max().unwrap_or(1);
+    let ranks = HeatMap {
+        // All candidates, so that every card has the same layout and shows what a silo leaves out.
+        weights: state.importance.keys().chain(plan.ranks.keys()).collect(),
+        cell: &|weight| plan.ranks.get(weight).map(|&rank| (rank as f64 / most as f64, rank.to_string())),
+    };
+    html! {
+        div class="card" {
+            div class="head" {
+                h3 { (id) }
+                @if silo.failures > 0 { span class="tag" { (silo.failures) " failed" } }
+            }
+            @if let Some(profile) = state.profiles.get(id) {
+                div class="facts small muted" {
+                    span { (count(profile.examples)) " examples" }
+                    span { (profile.memory_mib) " MiB" }
+                    span { "speed " (profile.speed) }
+                    span { (profile.bandwidth_mbps) " Mbit/s" }
+                    span { (profile.device.device) }
+                }
+                div class="facts" {
+                    span { "batch " b { (plan.batch_size) } }
+                    span { "base " b { (plan.base_format) } }
+                    span { "sent " b { (bytes(sum(|silo| silo.bytes_up))) } }
+                    span { "received " b { (bytes(sum(|silo| silo.bytes_down))) } }
+                }
+                (memory_bar(silo, profile.memory_mib as f64))
+            }
+            p class="muted small" { "Rank by layer" }
+            div class="scroll" { (ranks) }
+            @if !plan.reasons.is_empty() {
+                ul class="small" { @for reason in &plan.reasons { li { (reason) } } }
+            }
+        }
+    }
+}
+
+/// The budget as a frame, the measured memory as a bar in it, the prediction as a mark.
+fn memory_bar(silo: &SiloSummary, budget_mib: f64) -> Markup {
+    let measured = silo.measured.map_or(0.0, |cost| cost.memory_mib);
+    let predicted = silo.predicted.memory_mib;
+    let whole = budget_mib.max(measured).max(predicted).max(f64::MIN_POSITIVE);
+    let at = |mib: f64| format!("{:.1}", mib / whole * 148.0);
+    html! {
+        div class="facts small muted" {
+            svg class="bar" viewBox="0 0 150 14" role="img" aria-label="memory" {
+                rect class="measured" x="1" y="3" height="8" width=(at(measured)) {}
+                line class="predicted" x1=(at(predicted)) x2=(at(predicted)) y1="0" y2="14" {}
+                rect class="budget" x="0.5" y="0.5" height="13" width=(at(budget_mib)) {}
+            }
+            span { (format!("{measured:.0} MiB measured, {predicted:.0} predicted (mark), {budget_mib:.0} allowed (frame)")) }
+        }
+    }
+}

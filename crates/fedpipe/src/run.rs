@@ -1,0 +1,321 @@
+//! The main job: enrol, identify, plan, train round by round, export. Reads from top to bottom.
+
+use crate::checkpoint::Restored;
+use crate::config::{self, Config};
+use crate::device;
+use crate::error::AppError;
+use crate::report::{html, plan as plan_report};
+use crate::run_dir::{RunDir, file};
+use crate::setup::{Setup, model_name};
+use crate::summary::Summary;
+use fedpipe_core::{
+    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, RunState, Seed, Stop,
+};
+use fedpipe_federation::method::{LocalTraining, MethodSettings, Schedule};
+use fedpipe_federation::plan::{Deadline, Menu, PlanSettings};
+use fedpipe_federation::round::{Engine, Progress, RoundSettings, start};
+use fedpipe_federation::simulate::VirtualClock;
+use fedpipe_federation::{aggregate, codec, importance, method, plan};
+use fedpipe_model::data::Dataset;
+use fedpipe_model::io::{AdapterInfo, write_adapter, write_serving};
+use fedpipe_model::{HeapMeter, evaluate};
+use fedpipe_transport::LocalTransport;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How a run ended.
+pub enum Ending {
+    /// All rounds are done; the exports are written.
+    Finished(Box<Summary>),
+    /// A stop was requested; the run can be resumed.
+    Stopped {
+        /// Rounds completed.
+        rounds: u32,
+    },
+}
+
+/// What a run reports to and is stopped by.
+pub struct Surroundings<'a> {
+    /// Receives the events.
+    pub observer: &'a dyn Observer,
+    /// Asks for the end.
+    pub stop: &'a Stop,
+    /// Counts memory.
+    pub meter: &'a Arc<dyn HeapMeter>,
+}
+
+/// Runs until the rounds are done or a stop is requested, from the start or from a checkpoint of `run_dir`.
+///
+/// # Errors
+/// When the silos cannot be enrolled or planned for, rounds fail in a row, or the exports cannot be written. What was
+/// reached lies in the last checkpoint.
+pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundings<'_>) -> Result<Ending, AppError> {
+    let rounds = config.federation.rounds;
+    let checkpoints = run_dir.checkpoints(config.output.keep_checkpoints);
+    let restored = checkpoints.newest()?;
+    around.observer.observe(&Event::Started {
+        method: config.federation.method.clone(),
+        seed: config.federation.seed,
+        rounds,
+        completed: restored.as_ref().map_or(0, |r| r.state.round),
+    });
+    let parts = Parts::new(config, &setup.spec)?;
+    let (transport, restored) = enter(config, setup, restored, around)?;
+    let engine = parts.engine(config, &transport, around);
+
+    let mut state = match restored {
+        Some(state) => state,
+        None => {
+            let began = Instant::now();
+            let Some(mut state) = begin(config, setup, &engine, &parts)? else {
+                return Ok(stopped(around, 0));
+            };
+            state.wall_s = began.elapsed().as_secs_f64();
+            around.observer.observe(&Event::Planned(state.plan.clone()));
+            write_plan(run_dir, setup, &state)?;
+            checkpoints.save(&state)?;
+            state
+        }
+    };
+    while state.round < rounds {
+        let began = Instant::now();
+        let next = engine.round(&state, |adapter| between_rounds(config, setup, state.round + 1, adapter, around))?;
+        let Progress::Done(next) = next else { return Ok(stopped(around, state.round)) };
+        state = next;
+        state.wall_s += began.elapsed().as_secs_f64();
+        match checkpoints.save(&state) {
+            Ok(path) => around.observer.observe(&Event::Checkpointed {
+                round: state.round,
+                path: path.strip_prefix(run_dir.path()).unwrap_or(&path).display().to_string(),
+            }),
+            // The run is worth more than one checkpoint: the one before it stays, and the next round tries again.
+            Err(error) => around.observer.observe(&Event::Warning {
+                message: format!("round {} is not kept, the last good checkpoint stays: {error}", state.round),
+            }),
+        }
+    }
+    finish(config, setup, run_dir, &state, &parts, around)
+}
+
+/// Enrols the silos and plans for them, without training or writing anything.
+///
+/// # Errors
+/// As [`run`].
+pub fn plan_only(
+    config: &Config,
+    setup: &Setup,
+    around: &Surroundings<'_>,
+) -> Result<Option<RunState>, AppError> {
+    let parts = Parts::new(config, &setup.spec)?;
+    let (transport, _) = enter(config, setup, None, around)?;
+    begin(config, setup, &parts.engine(config, &transport, around), &parts)
+}
+
+/// The extension points that a configuration names.
+struct Parts {
+    method: Box<dyn Method>,
+    codec: &'static dyn Codec,
+    value_bytes: f64,
+    clock: VirtualClock,
+}
+
+impl Parts {
+    fn new(config: &Config, spec: &ModelSpec) -> Result<Self, AppError> {
+        let federation = &config.federation;
+        let training = &config.training;
+        let settings = MethodSettings {
+            model: spec.clone(),
+            training: LocalTraining {
+                rounds: federation.rounds,
+                local_steps: training.local_steps,
+                learning_rate: training.learning_rate,
+                schedule: schedule(&training.lr_scheduler_type),
+                weight_decay: training.weight_decay,
+                max_grad_norm: training.max_grad_norm,
+                dropout: config.adapter.dropout,
+            },
+            aggregator: aggregate::by_name(&federation.aggregation)?,
+            server_rank: federation.server_rank,
+        };
+        let (codec, value_bytes) = codec::by_name(&federation.codec)?;
+        let method = (method::by_name(&federation.method)?.build)(settings);
+        Ok(Self { method, codec, value_bytes, clock: VirtualClock::new(spec.clone()) })
+    }
+
+    fn engine<'a>(
+        &'a self,
+        config: &Config,
+        transport: &'a LocalTransport,
+        around: &'a Surroundings<'_>,
+    ) -> Engine<'a> {
+        Engine {
+            transport,
+            method: &*self.method,
+            codec: self.codec,
+            clock: &self.clock,
+            observer: around.observer,
+            stop: around.stop,
+            settings: RoundSettings {
+                cohort_fraction: config.federation.cohort,
+                quorum_fraction: config.federation.quorum,
+                deadline_enforced: true,
+                max_update_norm: config.federation.max_update_norm,
+            },
+        }
+    }
+}
+
+fn schedule(name: &str) -> Schedule {
+    match name {
+        "constant" => Schedule::Constant,
+        _ => Schedule::Linear,
+    }
+}
+
+/// The silos behind a transport, over a new profile of this machine or the one that a run began with.
+fn enter(
+    config: &Config,
+    setup: &Setup,
+    restored: Option<Restored>,
+    around: &Surroundings<'_>,
+) -> Result<(LocalTransport, Option<RunState>), AppError> {
+    if let Some(Restored { state, warnings }) = restored {
+        for message in warnings {
+            around.observer.observe(&Event::Warning { message });
+        }
+        setup.check_unchanged(&state.profiles)?;
+        if let Some(profile) = state.profiles.values().next() {
+            return Ok((setup.transport(profile.device.clone(), around.meter), Some(state)));
+        }
+    }
+    let (device, measured_in_s) = device::profile(setup, &setup.profile_settings(config), &**around.meter)?;
+    around.observer.observe(&Event::Profiled { device: device.device.clone(), measured_in_s });
+    Ok((setup.transport(device, around.meter), None))
+}
+
+/// Enrol, identify, plan. `None` when a stop was requested meanwhile.
+fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> Result<Option<RunState>, AppError> {
+    let seed = Seed(config.federation.seed);
+    let head = setup.fresh_head(seed);
+    let profiles = engine.enrol()?;
+    let menu = Menu {
+        batch_sizes: config.plan.batch_sizes.clone(),
+        formats: config.plan.base_formats.clone(),
+        ranks: config.adapter.ranks.clone(),
+        batch_value: plan::BATCH_VALUE,
+    };
+    let probe = importance::ProbeSettings {
+        rank: config.probe.rank,
+        steps: config.probe.steps,
+        learning_rate: config.probe.learning_rate,
+        menu: Menu { batch_sizes: vec![config.probe.batch_size], ..menu.clone() },
+    };
+    let measure = importance::by_name(&config.federation.importance)?;
+    let identified = engine.identify(measure, &setup.spec, &profiles, &head, seed, &probe)?;
+    let Progress::Done(identified) = identified else { return Ok(None) };
+    let settings = PlanSettings {
+        menu,
+        server_rank: config.federation.server_rank,
+        local_steps: config.training.local_steps,
+        value_bytes: parts.value_bytes,
+        deadline: match config.federation.deadline_s {
+            config::Deadline::Auto => Deadline::Auto,
+            config::Deadline::Seconds(seconds) => Deadline::Seconds(seconds),
+        },
+    };
+    let plan: Plan = plan::plan(&setup.spec, &profiles, &identified.importance, &settings)?;
+    let scaling = config.adapter.scaling as f32;
+    Ok(Some(start(&*parts.method, seed, profiles, identified, plan, (scaling, head))))
+}
+
+fn stopped(around: &Surroundings<'_>, rounds: u32) -> Ending {
+    around.observer.observe(&Event::Finished { rounds, stopped: true });
+    Ending::Stopped { rounds }
+}
+
+/// Quality on an even selection of the test texts, in the rounds that ask for it.
+fn between_rounds(
+    config: &Config,
+    setup: &Setup,
+    round: u32,
+    adapter: &Adapter,
+    around: &Surroundings<'_>,
+) -> Option<Metrics> {
+    let every = config.evaluation.every;
+    if every == 0 || !round.is_multiple_of(every) {
+        return None;
+    }
+    let all = setup.test.len();
+    let count = config.evaluation.examples.min(all);
+    let selection: Vec<usize> = (0..count).map(|i| i * all / count).collect();
+    match measure(setup, adapter, &setup.test.subset(&selection)) {
+        Ok(metrics) => Some(metrics),
+        Err(error) => {
+            around.observer.observe(&Event::Warning { message: format!("round {round} is not evaluated: {error}") });
+            None
+        }
+    }
+}
+
+/// Quality over the base weights in full precision.
+fn measure(setup: &Setup, adapter: &Adapter, data: &Dataset) -> Result<Metrics, AppError> {
+    let encoder = setup.base.encoder(BaseFormat::F32)?;
+    Ok(evaluate(&*encoder, setup.base.outline().head_module, adapter, data)?)
+}
+
+fn write_plan(run_dir: &RunDir, setup: &Setup, state: &RunState) -> Result<(), AppError> {
+    run_dir.write(file::PLAN_JSON, &serde_json::to_vec_pretty(&state.plan).map_err(AppError::other)?)?;
+    run_dir.write(file::PLAN_MD, plan::markdown(&state.plan, &setup.spec, &state.profiles).as_bytes())?;
+    Ok(())
+}
+
+/// Measures the result on all test texts and writes what the run leaves behind.
+fn finish(
+    config: &Config,
+    setup: &Setup,
+    run_dir: &RunDir,
+    state: &RunState,
+    parts: &Parts,
+    around: &Surroundings<'_>,
+) -> Result<Ending, AppError> {
+    let metrics = measure(setup, &state.adapter, &setup.test)?;
+    around.observer.observe(&Event::Evaluated(metrics.clone()));
+    export(config, setup, run_dir, &state.adapter)?;
+    let summary = Summary::of(state, Some(&metrics), parts.clock.name());
+    run_dir.write(file::SUMMARY, &serde_json::to_vec_pretty(&summary).map_err(AppError::other)?)?;
+    let title = run_dir.path().file_name().map_or("run".into(), |name| name.to_string_lossy());
+    let report =
+        html::Report { title: &title, state, summary: &summary, config: &config.to_toml().map_err(AppError::other)? };
+    run_dir.write(file::REPORT, html::page(&report).as_bytes())?;
+    around.observer.observe(&Event::Finished { rounds: state.round, stopped: false });
+    Ok(Ending::Finished(Box::new(summary)))
+}
+
+fn export(config: &Config, setup: &Setup, run_dir: &RunDir, adapter: &Adapter) -> Result<(), AppError> {
+    let info = AdapterInfo {
+        base_model: model_name(&config.model),
+        base_fingerprint: setup.spec.fingerprint.clone(),
+        labels: setup.labels.names().to_vec(),
+        max_length: config.training.max_length,
+    };
+    write_anew(run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;
+    if adapter.factors.is_empty() {
+        // Servers take low-rank factors only; a head alone cannot be served that way.
+        return Ok(());
+    }
+    write_anew(run_dir.adapter_serving(), |path| Ok(write_serving(path, adapter, &info.base_model).map(|_| ())?))
+}
+
+/// A run that was resumed after its end writes the same exports again.
+fn write_anew(path: PathBuf, write: impl FnOnce(&std::path::Path) -> Result<(), AppError>) -> Result<(), AppError> {
+    if path.exists() {
+        std::fs::remove_dir_all(&path).map_err(AppError::other)?;
+    }
+    write(&path)
+}
+
+/// The plan as `fedpipe plan` prints it.
+pub fn plan_text(state: &RunState) -> String {
+    plan_report::text(&state.plan, &state.profiles)
+}

@@ -1,0 +1,271 @@
+//! The folder that a run leaves behind, held by one process at a time.
+
+use crate::checkpoint::Checkpoints;
+use crate::config::{Config, ConfigError};
+use crate::disk;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.toml";
+const LOCK: &str = ".lock";
+const CHECKPOINTS: &str = "checkpoints";
+
+/// A run's folder. The resolved `config.toml` is written first and marks it as one.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    /// Held until the value is dropped; none when the folder was opened for reading only.
+    _lock: Option<File>,
+}
+
+/// A folder that cannot be used as a run's.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// A run would be overwritten.
+    #[error("{} holds another run; go on with it (--resume DIR), or write elsewhere (--output DIR)", .0.display())]
+    HoldsRun(PathBuf),
+    /// Somebody's files would be mixed with the run's.
+    #[error("{} is not empty and holds no run; write elsewhere (--output DIR)", .0.display())]
+    NotEmpty(PathBuf),
+    /// There is nothing to go on with.
+    #[error("{} holds no run: it has no {CONFIG}", .0.display())]
+    NoRun(PathBuf),
+    /// Two processes would write to it.
+    #[error("{} is in use by another fedpipe process", .0.display())]
+    InUse(PathBuf),
+    /// The configuration cannot be written as TOML.
+    #[error("the configuration cannot be written: {0}")]
+    Config(#[from] toml::ser::Error),
+    /// The system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl RunDirError {
+    /// Whether the user chose a folder that cannot be used, rather than the system refusing a good one.
+    pub fn is_users(&self) -> bool {
+        matches!(self, Self::HoldsRun(_) | Self::NotEmpty(_) | Self::NoRun(_) | Self::InUse(_))
+    }
+}
+
+impl RunDir {
+    /// A folder for a new run of `config`, at its `output.dir`.
+    ///
+    /// # Errors
+    /// When the folder holds another run or anything else, is in use, or cannot be written.
+    pub fn create(config: &Config) -> Result<Self, RunDirError> {
+        let path = config.output.dir.clone();
+        Self::check_free(&path)?;
+        fs::create_dir_all(&path).map_err(|error| RunDirError::Io { path: path.clone(), error })?;
+        let dir = Self::locked(&path)?;
+        // Another process may have been faster between the first look and the lock.
+        if path.join(CONFIG).exists() {
+            return Err(RunDirError::HoldsRun(path));
+        }
+        dir.write(CONFIG, config.to_toml()?.as_bytes())?;
+        Ok(dir)
+    }
+
+    /// Whether a new run may be made at `path`, before anything is done for it.
+    ///
+    /// # Errors
+    /// When the folder holds another run or anything else.
+    pub fn check_free(path: &Path) -> Result<(), RunDirError> {
+        if path.join(CONFIG).exists() {
+            return Err(RunDirError::HoldsRun(path.to_path_buf()));
+        }
+        let at = |error| RunDirError::Io { path: path.to_path_buf(), error };
+        // A lock left by a process that died before it wrote the configuration is not a run.
+        let foreign = |entry: io::Result<fs::DirEntry>| entry.map_or(true, |entry| entry.file_name() != LOCK);
+        match path.exists() && fs::read_dir(path).map_err(at)?.any(foreign) {
+            true => Err(RunDirError::NotEmpty(path.to_path_buf())),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes the folder of a run that failed before its first checkpoint: there is nothing to go on with, and the
+    /// same command can be given again.
+    pub fn discard_unless_begun(self) {
+        if !self.path.join(CHECKPOINTS).exists() {
+            // What cannot be removed stays; the error that led here is the one to show.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+
+    /// The folder of a run that goes on.
+    ///
+    /// # Errors
+    /// When it holds no run, is in use, or cannot be written.
+    pub fn resume(path: &Path) -> Result<Self, RunDirError> {
+        if !Self::holds_run(path) {
+            return Err(RunDirError::NoRun(path.to_path_buf()));
+        }
+        Self::locked(path)
+    }
+
+    /// The folder of a run, to read from; it may be in use.
+    ///
+    /// # Errors
+    /// When it holds no run.
+    pub fn open(path: &Path) -> Result<Self, RunDirError> {
+        if !Self::holds_run(path) {
+            return Err(RunDirError::NoRun(path.to_path_buf()));
+        }
+        Ok(Self { path: path.to_path_buf(), _lock: None })
+    }
+
+    /// Whether the folder holds a run.
+    pub fn holds_run(path: &Path) -> bool {
+        path.join(CONFIG).is_file()
+    }
+
+    fn locked(path: &Path) -> Result<Self, RunDirError> {
+        let at = |error| RunDirError::Io { path: path.join(LOCK), error };
+        let lock = File::create(path.join(LOCK)).map_err(at)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_path_buf(), _lock: Some(lock) }),
+            Err(TryLockError::WouldBlock) => Err(RunDirError::InUse(path.to_path_buf())),
+            Err(TryLockError::Error(error)) => Err(at(error)),
+        }
+    }
+
+    /// Writes a file of the run, whole or not at all.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, RunDirError> {
+        let path = self.path.join(name);
+        disk::replace(&path, bytes).map_err(|error| RunDirError::Io { path: path.clone(), error })?;
+        Ok(path)
+    }
+
+    /// The run's resolved configuration, with the folder that it lies in now.
+    ///
+    /// # Errors
+    /// When somebody changed it into one that cannot be used.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let mut config = Config::load(&self.path.join(CONFIG), &[])?;
+        config.output.dir.clone_from(&self.path);
+        Ok(config)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its checkpoints, of which the last `keep` stay.
+    pub fn checkpoints(&self, keep: usize) -> Checkpoints {
+        Checkpoints::new(self.path.join(CHECKPOINTS), keep)
+    }
+
+    /// The federation's adapter in Hugging Face PEFT's format.
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    /// The adapter at one rank, for servers that know no other.
+    pub fn adapter_serving(&self) -> PathBuf {
+        self.path.join("adapter-serving")
+    }
+}
+
+/// Names of the files that [`RunDir::write`] gets.
+pub mod file {
+    /// The plan, for programs.
+    pub const PLAN_JSON: &str = "plan.json";
+    /// The plan, for people.
+    pub const PLAN_MD: &str = "plan.md";
+    /// [`crate::summary::Summary`].
+    pub const SUMMARY: &str = "summary.json";
+    /// [`crate::report::html`].
+    pub const REPORT: &str = "report.html";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &Path) -> Config {
+        let text = r#"
+            model.path = "m"
+            data = { train = ["a.tsv"], test = ["b.tsv"] }
+            output.dir = "somewhere"
+            silos = [{ name = "a", memory_mib = 1 }]
+        "#;
+        let mut config = Config::parse("run.toml".as_ref(), text, &[]).unwrap();
+        config.output.dir = dir.to_path_buf();
+        config
+    }
+
+    #[test]
+    fn a_new_folder_holds_the_resolved_configuration() {
+        let parent = tempfile::tempdir().unwrap();
+        let config = config(&parent.path().join("runs/a"));
+        let run = RunDir::create(&config).unwrap();
+        assert_eq!(run.config().unwrap(), config);
+    }
+
+    #[test]
+    fn a_moved_run_is_read_where_it_lies_now() {
+        let parent = tempfile::tempdir().unwrap();
+        drop(RunDir::create(&config(&parent.path().join("a"))).unwrap());
+        fs::rename(parent.path().join("a"), parent.path().join("b")).unwrap();
+        let moved = RunDir::open(&parent.path().join("b")).unwrap();
+        assert_eq!(moved.config().unwrap().output.dir, parent.path().join("b"));
+    }
+
+    #[test]
+    fn another_run_is_never_overwritten() {
+        let parent = tempfile::tempdir().unwrap();
+        let config = config(&parent.path().join("a"));
+        drop(RunDir::create(&config).unwrap());
+        let before = fs::read(config.output.dir.join(CONFIG)).unwrap();
+        let error = RunDir::create(&config).unwrap_err();
+        assert!(error.is_users() && error.to_string().contains("--resume"), "{error}");
+        assert_eq!(fs::read(config.output.dir.join(CONFIG)).unwrap(), before);
+    }
+
+    #[test]
+    fn somebody_elses_folder_is_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::write(parent.path().join("thesis.tex"), "…").unwrap();
+        assert!(matches!(RunDir::create(&config(parent.path())), Err(RunDirError::NotEmpty(_))));
+        assert!(matches!(RunDir::resume(parent.path()), Err(RunDirError::NoRun(_))));
+        assert!(matches!(RunDir::open(parent.path()), Err(RunDirError::NoRun(_))));
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_with_nothing_but_a_stale_lock_is_free() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::write(parent.path().join(LOCK), "").unwrap();
+        assert!(RunDir::create(&config(parent.path())).is_ok());
+    }
+
+    #[test]
+    fn one_process_holds_a_run_others_may_read_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let config = config(&parent.path().join("a"));
+        let held = RunDir::create(&config).unwrap();
+        assert!(matches!(RunDir::resume(held.path()), Err(RunDirError::InUse(_))));
+        assert!(RunDir::open(held.path()).is_ok());
+        let path = held.path().to_path_buf();
+        drop(held);
+        assert!(RunDir::resume(&path).is_ok());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_not_the_users_fault() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::write(parent.path().join("file"), "").unwrap();
+        let error = RunDir::create(&config(&parent.path().join("file/run"))).unwrap_err();
+        assert!(!error.is_users() && error.to_string().contains("file/run"), "{error}");
+    }
+}

@@ -1,0 +1,233 @@
+//! From a configuration to a federation of this process: model, texts, silos.
+
+use crate::config::{self, Config};
+use crate::error::AppError;
+use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, Seed, SiloId, SiloProfile, Trainer};
+use fedpipe_federation::partition::{Examples, Partition};
+use fedpipe_model::data::{Columns, DataError, Dataset, Example, Labels, TextEncoder, read_all};
+use fedpipe_model::io::{ModelSource, resolve};
+use fedpipe_model::{BaseModel, HeapMeter, ProfileSettings, SiloSettings, SiloTrainer, adapter::fresh_head};
+use fedpipe_transport::LocalTransport;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Everything that a run reads before it begins.
+pub struct Setup {
+    /// The base model.
+    pub base: Arc<BaseModel>,
+    /// The base model as the federation sees it.
+    pub spec: ModelSpec,
+    /// The classes.
+    pub labels: Labels,
+    /// The texts of every silo.
+    pub train: BTreeMap<SiloId, Dataset>,
+    /// The texts that the server evaluates on.
+    pub test: Dataset,
+    silos: Vec<SiloSettings>,
+}
+
+impl Setup {
+    /// Opens the model, reads and tokenises the texts and splits them over the silos. Writes nothing.
+    ///
+    /// # Errors
+    /// When the model or a file cannot be used, or the texts cannot be split as asked.
+    pub fn load(config: &Config) -> Result<Self, AppError> {
+        let base = Arc::new(open_model(&config.model)?);
+        check_length(&base, config.training.max_length)?;
+        let columns = columns(config);
+        let shared = read_all(&config.data.train, &columns)?;
+        let mut own = BTreeMap::new();
+        for silo in config.silos.iter().filter(|s| !s.data.is_empty()) {
+            let columns = Columns { site: None, ..columns.clone() };
+            own.insert(SiloId::new(&silo.name), read_all(&silo.data, &columns)?);
+        }
+        let test = read_all(&config.data.test, &Columns { site: None, ..columns })?;
+
+        let labels = Labels::of(shared.iter().chain(own.values().flatten()))?;
+        let encoder = TextEncoder::open(base.folder().path(), config.training.max_length, base.outline().vocabulary)?;
+        let mut train = split(config, &shared, &encoder.examples(&shared, &labels)?)?;
+        for (silo, examples) in own {
+            train.insert(silo, encoder.examples(&examples, &labels)?);
+        }
+        let spec = base.spec(target_modules(config), labels.len())?;
+        let silos = config.silos.iter().map(|silo| SiloSettings {
+            silo: SiloId::new(&silo.name),
+            memory_mib: silo.memory_mib,
+            speed: silo.speed,
+            bandwidth_mbps: silo.bandwidth_mbps,
+        });
+        Ok(Self { test: encoder.examples(&test, &labels)?, silos: silos.collect(), base, spec, labels, train })
+    }
+
+    /// The silos of this process behind a transport.
+    pub fn transport(&self, device: DeviceProfile, meter: &Arc<dyn HeapMeter>) -> LocalTransport {
+        let device = Arc::new(device);
+        let trainers = self.silos.iter().map(|settings| {
+            let data = self.train.get(&settings.silo).cloned().unwrap_or_else(|| Dataset::pack(&[] as &[&[u32]], vec![]));
+            let candidates = self.spec.candidates.clone();
+            let trainer =
+                SiloTrainer::new(settings.clone(), self.base.clone(), candidates, data, device.clone(), meter.clone());
+            (settings.silo.clone(), Arc::new(trainer) as Arc<dyn Trainer>)
+        });
+        LocalTransport::new(trainers.collect())
+    }
+
+    /// The head that training starts from.
+    pub fn fresh_head(&self, seed: Seed) -> Head {
+        fresh_head(&self.spec.head, seed.derive(Purpose::Init, 0, None))
+    }
+
+    /// What is measured of this machine for the plans of `config`.
+    pub fn profile_settings(&self, config: &Config) -> ProfileSettings {
+        let (texts, tokens) = self.train.values().fold((0, 0), |(n, t), data| (n + data.len(), t + data.tokens()));
+        let mean = tokens.div_ceil(texts.max(1));
+        // A round number, so that small changes of the data find the same profile again.
+        let text_tokens = mean.next_multiple_of(16).clamp(1, self.base.outline().max_positions);
+        ProfileSettings { formats: config.plan.base_formats.clone(), text_tokens, ..ProfileSettings::default() }
+    }
+
+    /// Refuses to go on with a run whose silos no longer hold the texts that they enrolled with.
+    ///
+    /// # Errors
+    /// When a silo's number of examples or their lengths changed.
+    pub fn check_unchanged(&self, profiles: &BTreeMap<SiloId, SiloProfile>) -> Result<(), AppError> {
+        for (silo, profile) in profiles {
+            let examples = self.train.get(silo).map_or(0, |data| data.len() as u64);
+            let lengths = self.train.get(silo).map(|data| fedpipe_core::LengthStats::of(data.lengths()));
+            if examples != profile.examples || lengths != Some(profile.lengths) {
+                let what = format!(
+                    "silo {silo} enrolled with {} examples and has {examples} now, or they changed",
+                    profile.examples
+                );
+                return Err(AppError::user(what).hint("restore the data files of the run, or start a new one"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens the base model that a configuration names.
+///
+/// # Errors
+/// When it cannot be found or read.
+pub fn open_model(source: &config::ModelSource) -> Result<BaseModel, AppError> {
+    let source = match source {
+        config::ModelSource::Path { path } => ModelSource::Path(path.clone()),
+        config::ModelSource::Hub { hub, revision } => {
+            ModelSource::Hub { repository: hub.clone(), revision: Some(revision.clone()) }
+        }
+    };
+    Ok(BaseModel::open(&resolve(&source)?)?)
+}
+
+/// How the base model is called in exports: the hub's name, or the path as the user gave it.
+pub fn model_name(source: &config::ModelSource) -> String {
+    match source {
+        config::ModelSource::Path { path } => path.display().to_string(),
+        config::ModelSource::Hub { hub, .. } => hub.clone(),
+    }
+}
+
+fn target_modules(config: &Config) -> &[String] {
+    match &config.adapter.target_modules {
+        config::TargetModules::Auto => &[],
+        config::TargetModules::Kinds(kinds) => kinds,
+    }
+}
+
+/// # Errors
+/// When texts of `max_length` tokens have no positions in the model.
+pub fn check_length(base: &BaseModel, max_length: usize) -> Result<(), AppError> {
+    let positions = base.outline().max_positions;
+    if max_length <= positions {
+        return Ok(());
+    }
+    let what = format!("training.max_length is {max_length}, but the model has only {positions} positions");
+    Err(AppError::user(what).hint(format!("set training.max_length to at most {positions}")))
+}
+
+fn columns(config: &Config) -> Columns {
+    let site = match &config.federation.partition {
+        config::Partition::Column { name } => Some(name.clone()),
+        _ => None,
+    };
+    Columns { text: config.data.text.clone(), label: Some(config.data.label.clone()), site }
+}
+
+/// The shared texts, split over the silos that have no files of their own.
+fn split(config: &Config, examples: &[Example], data: &Dataset) -> Result<BTreeMap<SiloId, Dataset>, AppError> {
+    let silos: Vec<SiloId> =
+        config.silos.iter().filter(|s| s.data.is_empty()).map(|s| SiloId::new(&s.name)).collect();
+    if silos.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let partition = match &config.federation.partition {
+        config::Partition::Dirichlet { alpha } => Partition::Dirichlet { alpha: *alpha },
+        config::Partition::Iid => Partition::Iid,
+        config::Partition::Column { name } => Partition::Column { name: name.clone() },
+    };
+    let labels: Vec<usize> = data.labels.iter().map(|&label| label as usize).collect();
+    let sites: Option<Vec<String>> = examples.iter().map(|e| e.site.clone()).collect();
+    // A silo should at least fill the smallest batch that it may be given.
+    let min_examples = config.plan.batch_sizes.iter().copied().min().unwrap_or(1);
+    let seed = Seed(config.federation.seed).derive(Purpose::Partition, 0, None);
+    let parts =
+        partition.split(Examples { labels: &labels, sites: sites.as_deref() }, &silos, min_examples, seed)?;
+    Ok(parts.into_iter().map(|(silo, indices)| (silo, data.subset(&indices))).collect())
+}
+
+/// Files of a user's that are missing or malformed are the user's to mend.
+impl From<DataError> for AppError {
+    fn from(error: DataError) -> Self {
+        Self::user(error)
+    }
+}
+
+impl From<fedpipe_model::io::IoError> for AppError {
+    fn from(error: fedpipe_model::io::IoError) -> Self {
+        Self::user(error)
+    }
+}
+
+impl From<fedpipe_model::Error> for AppError {
+    fn from(error: fedpipe_model::Error) -> Self {
+        match error {
+            fedpipe_model::Error::Tensor(error) => Self::other(error),
+            error => Self::user(error),
+        }
+    }
+}
+
+impl From<fedpipe_federation::partition::PartitionError> for AppError {
+    fn from(error: fedpipe_federation::partition::PartitionError) -> Self {
+        Self::user(error)
+    }
+}
+
+impl From<fedpipe_federation::plan::PlanError> for AppError {
+    fn from(error: fedpipe_federation::plan::PlanError) -> Self {
+        Self::user(error)
+    }
+}
+
+impl From<fedpipe_federation::round::RoundError> for AppError {
+    fn from(error: fedpipe_federation::round::RoundError) -> Self {
+        Self::other(error)
+    }
+}
+
+impl From<fedpipe_federation::UnknownName> for AppError {
+    fn from(error: fedpipe_federation::UnknownName) -> Self {
+        Self::user(error)
+    }
+}
+
+/// Where measured profiles and other things that can be made again are kept: `FEDPIPE_CACHE_DIR`, or the user's cache
+/// folder.
+pub fn cache_dir() -> Option<PathBuf> {
+    match std::env::var_os("FEDPIPE_CACHE_DIR") {
+        Some(dir) if !dir.is_empty() => Some(dir.into()),
+        _ => dirs::cache_dir().map(|dir| dir.join("fedpipe")),
+    }
+}

@@ -1,0 +1,93 @@
+//! A trained model: a run's folder or a PEFT adapter's, with the base model that it belongs to.
+
+use crate::config::{self, Config};
+use crate::error::AppError;
+use crate::run_dir::RunDir;
+use crate::setup::{check_length, open_model};
+use fedpipe_core::{Adapter, BaseFormat};
+use fedpipe_model::arch::Encoder;
+use fedpipe_model::data::{Dataset, Labels, TextEncoder};
+use fedpipe_model::io::read_adapter;
+use fedpipe_model::{BaseModel, Prediction, predict};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Everything that labelling texts takes.
+pub struct Trained {
+    /// The base model.
+    pub base: BaseModel,
+    /// The adapter, head included.
+    pub adapter: Adapter,
+    /// The classes.
+    pub labels: Labels,
+    /// How the texts become tokens.
+    pub encoder: TextEncoder,
+    /// The configuration of the run, when it is one.
+    pub config: Option<Config>,
+}
+
+impl Trained {
+    /// Opens a run or an adapter; `model` overrides the base model that it names.
+    ///
+    /// # Errors
+    /// When it is neither, or its base model cannot be found, or the two do not fit.
+    pub fn open(path: &Path, model: Option<&Path>) -> Result<Self, AppError> {
+        let (folder, config) = if RunDir::holds_run(path) {
+            let run = RunDir::open(path)?;
+            (run.adapter(), Some(run.config()?))
+        } else {
+            (path.to_path_buf(), None)
+        };
+        if config.is_some() && !folder.exists() {
+            let what = format!("{} has not finished: it has no adapter yet", path.display());
+            return Err(AppError::user(what).hint(format!("go on with: fedpipe run --resume {}", path.display())));
+        }
+        let saved = read_adapter(&folder)?;
+        let source = match (model, &config, &saved.base_model) {
+            (Some(model), _, _) => config::ModelSource::Path { path: model.into() },
+            (None, Some(config), _) => config.model.clone(),
+            (None, None, Some(name)) if Path::new(name).exists() => config::ModelSource::Path { path: name.into() },
+            (None, None, name) => {
+                let name = name.as_deref().unwrap_or("none");
+                let what = format!("{}: its base model is {name}, which is no folder here", path.display());
+                return Err(AppError::user(what).hint("name the base model's folder with --model DIR"));
+            }
+        };
+        let base = open_model(&source)?;
+        if let Some(info) = &saved.info
+            && info.base_fingerprint != base.folder().fingerprint()?
+        {
+            let folder = base.folder().path().display();
+            let what = format!("{} was trained over another base model than {folder}", path.display());
+            return Err(AppError::user(what).hint("name the right folder with --model DIR"));
+        }
+        let classes = saved.adapter.head.values().map(fedpipe_core::Matrix::rows).max().unwrap_or(0);
+        let (labels, max_length) = match saved.info {
+            Some(info) => (Labels::from_names(info.labels), info.max_length),
+            None => {
+                let names = (0..classes).map(|class| format!("LABEL_{class}")).collect();
+                (Labels::from_names(names), base.outline().max_positions)
+            }
+        };
+        base.check_adapter(&saved.adapter, labels.len())?;
+        check_length(&base, max_length)?;
+        let encoder = TextEncoder::open(base.folder().path(), max_length, base.outline().vocabulary)?;
+        Ok(Self { base, adapter: saved.adapter, labels, encoder, config })
+    }
+
+    /// The base weights in full precision.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn weights(&self) -> Result<Arc<dyn Encoder>, AppError> {
+        Ok(self.base.encoder(BaseFormat::F32)?)
+    }
+
+    /// The most probable class of every text.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn predict(&self, texts: &Dataset) -> Result<Vec<Prediction>, AppError> {
+        Ok(predict(&*self.weights()?, self.base.outline().head_module, &self.adapter, texts)?)
+    }
+}
