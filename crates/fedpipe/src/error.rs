@@ -16,6 +16,8 @@ pub enum AppError {
     },
     /// Anything else; exit code 1.
     Other(Box<dyn Error + Send + Sync>),
+    /// The user ended it; exit code 1.
+    Stopped(String),
     /// Whoever read standard output has heard enough; exit code 0, and nothing is said.
     OutputClosed,
 }
@@ -52,7 +54,7 @@ impl AppError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::OutputClosed => ExitCode::SUCCESS,
-            Self::Other(_) => ExitCode::from(1),
+            Self::Other(_) | Self::Stopped(_) => ExitCode::from(1),
             Self::User { .. } => ExitCode::from(2),
         }
     }
@@ -63,6 +65,7 @@ impl fmt::Display for AppError {
         match self {
             Self::User { what, hint: None } => f.write_str(what),
             Self::User { what, hint: Some(hint) } => write!(f, "{what}\n  hint: {hint}"),
+            Self::Stopped(what) => f.write_str(what),
             Self::OutputClosed => f.write_str("standard output is closed"),
             Self::Other(error) => {
                 write!(f, "{error}")?;

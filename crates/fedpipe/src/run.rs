@@ -209,7 +209,7 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
         rank: config.probe.rank,
         steps: config.probe.steps,
         learning_rate: config.probe.learning_rate,
-        menu: Menu { batch_sizes: vec![config.probe.batch_size], ..menu.clone() },
+        menu: Menu { batch_sizes: halvings(config.probe.batch_size), ..menu.clone() },
     };
     let measure = importance::by_name(&config.federation.importance)?;
     let identified = engine.identify(measure, &setup.spec, &profiles, &head, seed, &probe)?;
@@ -227,6 +227,13 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let plan: Plan = plan::plan(&setup.spec, &profiles, &identified.importance, &settings)?;
     let scaling = config.adapter.scaling as f32;
     Ok(Some(start(&*parts.method, seed, profiles, identified, plan, (scaling, head))))
+}
+
+/// 1, … , n/4, n/2, n: a silo that cannot hold the probe's batch takes a smaller one.
+fn halvings(n: usize) -> Vec<usize> {
+    let mut sizes: Vec<usize> = std::iter::successors(Some(n), |n| (*n > 1).then_some(n / 2)).collect();
+    sizes.reverse();
+    sizes
 }
 
 fn stopped(around: &Surroundings<'_>, rounds: u32) -> Ending {

@@ -26,14 +26,15 @@ impl AdamW {
         Self { slots: slots.collect(), weight_decay, step: 0 }
     }
 
-    /// One step. Gradients are scaled down together when their global norm exceeds `max_norm`; a variable without a
-    /// gradient stays as it is.
-    pub(crate) fn step(&mut self, gradients: &GradStore, learning_rate: f64, max_norm: f64) -> Result<()> {
+    /// One step along the sum of `gradients`, scaled down when its global norm exceeds `max_norm`; a variable without
+    /// a gradient stays as it is.
+    pub(crate) fn step(&mut self, gradients: &[&GradStore], learning_rate: f64, max_norm: f64) -> Result<()> {
         self.step += 1;
         let mut updates = Vec::with_capacity(self.slots.len());
         for slot in &mut self.slots {
-            let Some(gradient) = gradients.get(&slot.variable) else { continue };
-            let gradient: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
+            let parts = gradients.iter().filter_map(|store| store.get(&slot.variable)).cloned();
+            let Some(gradient) = parts.map(Ok).reduce(|sum, part| sum? + part?) else { continue };
+            let gradient: Vec<f32> = gradient?.flatten_all()?.to_vec1()?;
             let value: Vec<f32> = slot.variable.flatten_all()?.to_vec1()?;
             updates.push((slot, value, gradient));
         }

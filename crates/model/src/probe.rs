@@ -53,15 +53,14 @@ pub(crate) fn probe(
         let pooled = encoder.pooled(Ops::Fast, &batch.ids, &batch.offsets, &adapters)?;
         let loss = cross_entropy(&head.logits(&pooled)?, &batch.labels)?;
         let value = finite(&loss, step)?;
-        let mut objective = loss;
-        for (_, triplets) in &attached {
-            objective = (objective + (triplets.orthogonality_penalty()? * work.orthogonality)?)?;
-        }
-        let gradients = objective.backward()?;
+        // Sensitivity is that of the task's loss. The regulariser pulls at every weight alike and would drown it.
+        let gradients = loss.backward()?;
+        let mut penalty = loss.zeros_like()?;
         for (id, triplets) in &attached {
             sensitivity.observe(id, triplets, &gradients)?;
+            penalty = (penalty + (triplets.orthogonality_penalty()? * work.orthogonality)?)?;
         }
-        optimizer.step(&gradients, work.learning_rate, MAX_GRAD_NORM)?;
+        optimizer.step(&[&gradients, &penalty.backward()?], work.learning_rate, MAX_GRAD_NORM)?;
         on_step(StepReport { step: step + 1, loss: value, tokens: batch.ids.len() as u64 });
     }
     Ok(sensitivity.scores())

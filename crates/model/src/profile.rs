@@ -52,7 +52,7 @@ pub struct ProfileSettings {
 
 impl Default for ProfileSettings {
     fn default() -> Self {
-        Self { formats: BaseFormat::ALL.to_vec(), text_tokens: 96, batch_size: 12, rank: 4, repetitions: 3 }
+        Self { formats: BaseFormat::ALL.to_vec(), text_tokens: 96, batch_size: 8, rank: 4, repetitions: 5 }
     }
 }
 

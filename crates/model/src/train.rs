@@ -50,7 +50,7 @@ pub fn train(
         let pooled = encoder.pooled(Ops::Fast, &batch.ids, &batch.offsets, &adapters)?;
         let loss = cross_entropy(&head.logits(&pooled)?, &batch.labels)?;
         let value = finite(&loss, step)?;
-        optimizer.step(&loss.backward()?, learning_rate(work, step), work.max_grad_norm)?;
+        optimizer.step(&[&loss.backward()?], learning_rate(work, step), work.max_grad_norm)?;
         on_step(StepReport { step: step + 1, loss: value, tokens: batch.ids.len() as u64 });
     }
     Ok(trainable.adapter()?)

@@ -40,11 +40,8 @@ pub fn run(args: &RunArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError> {
     match run::run(&config, &setup, &run_dir, &around) {
         Ok(Ending::Finished(_)) => Ok(()),
         Ok(Ending::Stopped { rounds }) => {
-            if !args.quiet {
-                let dir = run_dir.path().display();
-                eprintln!("stopped after round {rounds}; go on with: fedpipe run --resume {dir}");
-            }
-            Ok(())
+            let dir = run_dir.path().display();
+            Err(AppError::Stopped(format!("stopped after round {rounds}; go on with: fedpipe run --resume {dir}")))
         }
         Err(error) => {
             drop(observer);

@@ -19,8 +19,18 @@ pub const BASE_FORMATS: &[&str] = &["f32", "bf16", "nf8", "nf4", "nf3", "nf2"];
 
 #[cfg(test)]
 mod tests {
-    use super::BASE_FORMATS;
+    use super::{AGGREGATIONS, BASE_FORMATS, CODECS, IMPORTANCES, METHODS};
     use fedpipe_core::BaseFormat;
+    use fedpipe_federation::{aggregate, codec, importance, method};
+
+    /// A name is accepted exactly when the engine has a row for it.
+    #[test]
+    fn the_names_are_those_of_the_tables() {
+        assert_eq!(METHODS, method::METHODS.iter().map(|row| row.name).collect::<Vec<_>>());
+        assert_eq!(IMPORTANCES, importance::MEASURES.iter().map(|measure| measure.name()).collect::<Vec<_>>());
+        assert_eq!(AGGREGATIONS, aggregate::AGGREGATORS.iter().map(|rule| rule.name()).collect::<Vec<_>>());
+        assert_eq!(CODECS, codec::CODECS.iter().map(|(codec, _)| codec.name()).collect::<Vec<_>>());
+    }
 
     #[test]
     fn every_base_format_can_be_named() {

@@ -1,0 +1,122 @@
+//! What is wrong with a user's input is said with what, where and what to do; nothing is lost and nothing panics.
+
+mod common;
+
+use common::{World, assets};
+use std::fs;
+
+/// Every message names all of `parts`.
+fn says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{message:?} does not say {part:?}");
+    }
+}
+
+#[test]
+fn a_broken_model_folder() {
+    let world = World::new();
+    let weights = world.path("model/model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    says(&world.refuse(&["run", "run.toml"]), &["model.safetensors"]);
+    fs::remove_file(&weights).unwrap();
+    says(&world.refuse(&["run", "run.toml"]), &["model.safetensors"]);
+    fs::write(&weights, &whole).unwrap();
+
+    let config = fs::read_to_string(world.path("model/config.json")).unwrap();
+    let other = config.replace("\"model_type\": \"bert\"", "\"model_type\": \"mamba\"");
+    assert_ne!(config, other);
+    fs::write(world.path("model/config.json"), other).unwrap();
+    says(&world.refuse(&["inspect", "model"]), &["mamba", "bert", "config.json"]);
+    fs::write(world.path("model/config.json"), config.replace("\"gelu\"", "\"relu\"")).unwrap();
+    says(&world.refuse(&["inspect", "model"]), &["hidden_act", "relu"]);
+    fs::write(world.path("model/config.json"), config).unwrap();
+
+    fs::remove_file(world.path("model/tokenizer.json")).unwrap();
+    says(&world.refuse(&["run", "run.toml"]), &["tokenizer.json"]);
+    assert!(!world.path("runs").exists(), "a refused run left a folder");
+}
+
+#[test]
+fn broken_data() {
+    let world = World::new();
+    let test = |content: &[u8]| {
+        fs::write(world.path("test.tsv"), content).unwrap();
+        world.refuse(&["run", "run.toml"])
+    };
+    says(&test(b"label\tbody\na\tb\n"), &["test.tsv", "`text`", "body"]);
+    says(&test(b""), &["test.tsv"]);
+    says(&test(b"label\ttext\n"), &["test.tsv"]);
+    says(&test(b"label\ttext\ntopic9\tw5\n"), &["topic9", "test.tsv:2"]);
+    says(&test(b"label\ttext\ntopic0\tw\xff5\n"), &["test.tsv:2", "UTF-8"]);
+    fs::remove_file(world.path("test.tsv")).unwrap();
+    says(&world.refuse(&["run", "run.toml"]), &["test.tsv"]);
+    assert!(!world.path("runs").exists(), "a refused run left a folder");
+}
+
+#[test]
+fn silos_that_cannot_be() {
+    let world = World::new();
+    let config = fs::read_to_string(world.path("run.toml")).unwrap();
+    let none = config.split("[[silos]]").next().unwrap();
+    fs::write(world.path("none.toml"), none).unwrap();
+    says(&world.refuse(&["run", "none.toml"]), &["silos"]);
+
+    let many: String = (0..300).map(|i| format!("[[silos]]\nname = \"s{i}\"\nmemory_mib = 64\n")).collect();
+    fs::write(world.path("many.toml"), format!("{none}{many}")).unwrap();
+    says(&world.refuse(&["run", "many.toml"]), &["300 silos", "240 examples"]);
+
+    let lopsided = ["run", "run.toml", "--set", "federation.partition={kind=\"dirichlet\",alpha=1e-4}"];
+    says(&world.refuse(&lopsided), &["alpha"]);
+
+    let column = ["run", "run.toml", "--set", "federation.partition={kind=\"column\",name=\"region\"}"];
+    says(&world.refuse(&column), &["region"]);
+}
+
+#[test]
+fn a_configuration_with_a_misspelt_key() {
+    let world = World::new();
+    let config = fs::read_to_string(world.path("run.toml")).unwrap();
+    fs::write(world.path("run.toml"), config.replace("local_steps", "local_stpes")).unwrap();
+    says(&world.refuse(&["run", "run.toml"]), &["run.toml:", "local_stpes", "local_steps"]);
+    says(&world.refuse(&["run", "absent.toml"]), &["absent.toml"]);
+}
+
+#[test]
+fn a_folder_that_holds_another_run() {
+    let world = World::new();
+    world.succeed(&["run", "run.toml", "--quiet", "--set", "federation.rounds=1"]);
+    let before = fs::read(world.path("runs/a/adapter/adapter_model.safetensors")).unwrap();
+    says(&world.refuse(&["run", "run.toml"]), &["runs/a", "--resume", "--output"]);
+    assert_eq!(fs::read(world.path("runs/a/adapter/adapter_model.safetensors")).unwrap(), before);
+}
+
+#[test]
+fn data_that_changed_under_a_run() {
+    let world = World::new();
+    world.succeed(&["run", "run.toml", "--quiet", "--set", "federation.rounds=1"]);
+    let train = fs::read_to_string(world.path("train.tsv")).unwrap();
+    fs::write(world.path("train.tsv"), train.lines().take(200).collect::<Vec<_>>().join("\n")).unwrap();
+    says(&world.refuse(&["run", "--resume", "runs/a"]), &["enrolled with", "silo"]);
+}
+
+#[test]
+fn an_adapter_of_another_model() {
+    let world = World::new();
+    world.succeed(&["run", "run.toml", "--quiet", "--set", "federation.rounds=1"]);
+    let config = fs::read_to_string(world.path("model/config.json")).unwrap();
+    fs::write(world.path("model/config.json"), config.replace("\"id2label\"", "\"id2labels\"")).unwrap();
+    says(&world.refuse(&["predict", "runs/a", "--text", "w5"]), &["another base model"]);
+    says(&world.refuse(&["predict", "nowhere", "--text", "w5"]), &["nowhere"]);
+}
+
+/// By how much the smallest plan misses the budget, on the real model.
+#[test]
+fn a_memory_budget_that_nothing_fits() {
+    let Some(assets) = assets() else { return };
+    let world = World::new();
+    let model = format!("model.path=\"{}\"", assets.join("models/all-MiniLM-L6-v2").display());
+    let message = world.refuse(&["run", "run.toml", "--set", &model, "--set", "silos.south.memory_mib=8"]);
+    says(&message, &["south", "8 MiB", "MiB"]);
+    assert!(!world.path("runs/a").exists(), "a run that cannot be planned left a folder");
+}

@@ -1,0 +1,147 @@
+//! A small federation over the tiny BERT of the fixtures, and the binary that runs it.
+#![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses a part of this")]
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// A folder with a model, data and a configuration, and a cache of its own.
+pub struct World {
+    folder: TempDir,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let world = Self { folder: tempfile::tempdir().unwrap() };
+        world.write_model();
+        world.write_data();
+        fs::write(world.path("run.toml"), CONFIG).unwrap();
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The binary, run in this folder.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fedpipe"));
+        command.args(args).current_dir(self.folder.path()).env("FEDPIPE_CACHE_DIR", self.path("cache"));
+        command
+    }
+
+    pub fn fedpipe(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs and gives standard output; fails with standard error when the exit code is not 0.
+    pub fn succeed(&self, args: &[&str]) -> String {
+        let output = self.fedpipe(args);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "fedpipe {args:?}: {:?}\n{errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs what must be refused as the user's error, and gives standard error.
+    pub fn refuse(&self, args: &[&str]) -> String {
+        let output = self.fedpipe(args);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "fedpipe {args:?}\n{errors}");
+        assert!(!errors.contains("panicked"), "{errors}");
+        errors
+    }
+
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
+    }
+
+    /// `bert-tiny` with a tokenizer whose words are `w4` to `w95`.
+    fn write_model(&self) {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/bert-tiny");
+        fs::create_dir(self.path("model")).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(fixture.join(file), self.path("model").join(file)).unwrap();
+        }
+        let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
+        let words = special.iter().map(|s| s.to_string()).chain((4..96).map(|i| format!("w{i}")));
+        let vocabulary: serde_json::Map<String, Value> = words.zip(0..).map(|(w, i): (_, u32)| (w, i.into())).collect();
+        let token = |content: &str, id: u32| json!({"id": content, "ids": [id], "tokens": [content]});
+        let added = special.iter().zip(0u32..).map(|(content, id)| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        });
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
+            "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "decoder": null,
+            "post_processor": {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                           {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"[CLS]": token("[CLS]", 2), "[SEP]": token("[SEP]", 3)}},
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+        });
+        fs::write(self.path("model/tokenizer.json"), tokenizer.to_string()).unwrap();
+    }
+
+    /// Texts of 4 to 13 words; the label shows in every third word.
+    fn write_data(&self) {
+        for (name, count) in [("train.tsv", 240u32), ("test.tsv", 60)] {
+            let mut text = String::from("label\ttext\tsite\n");
+            for i in 0..count {
+                let label = i % 3;
+                let word = |j: u32| match j % 3 {
+                    0 => format!("w{}", 10 + 20 * label + (i + j) % 20),
+                    _ => format!("w{}", 70 + (i * 7 + j * 5) % 26),
+                };
+                let words: Vec<String> = (0..4 + i % 10).map(word).collect();
+                text += &format!("topic{label}\t{}\t{}\n", words.join(" "), ["north", "south"][(i as usize / 3) % 2]);
+            }
+            fs::write(self.path(name), text).unwrap();
+        }
+    }
+}
+
+const CONFIG: &str = r#"
+model.path = "model"
+data = { train = ["train.tsv"], test = ["test.tsv"] }
+output.dir = "runs/a"
+
+[federation]
+rounds = 4
+seed = 7
+partition = { kind = "iid" }
+
+[adapter]
+ranks = [2, 4]
+
+[plan]
+batch_sizes = [4, 8]
+base_formats = ["f32", "nf4"]
+
+[training]
+local_steps = 12
+learning_rate = 5e-3
+max_length = 16
+
+[[silos]]
+name = "north"
+memory_mib = 64
+
+[[silos]]
+name = "south"
+memory_mib = 64
+speed = 0.5
+bandwidth_mbps = 10
+"#;
+
+/// The folder that `make assets` fills, when it is there.
+pub fn assets() -> Option<PathBuf> {
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets");
+    let there = assets.join("models/all-MiniLM-L6-v2/model.safetensors").is_file();
+    if !there {
+        eprintln!("SKIPPED: assets/ is not there; `make assets` fetches it");
+    }
+    there.then(|| assets.canonicalize().unwrap())
+}

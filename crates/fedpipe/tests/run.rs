@@ -1,0 +1,182 @@
+//! The main job as a person meets it: seeds, kills, interrupts, exports.
+
+mod common;
+
+use common::World;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const RESULTS: [&str; 3] =
+    ["adapter/adapter_model.safetensors", "adapter-serving/adapter_model.safetensors", "plan.json"];
+
+fn results(run: &Path) -> Vec<Vec<u8>> {
+    RESULTS.iter().map(|file| fs::read(run.join(file)).unwrap()).collect()
+}
+
+#[test]
+fn one_seed_gives_the_same_bits_and_another_does_not() {
+    let world = World::new();
+    world.succeed(&["run", "run.toml", "--quiet"]);
+    world.succeed(&["run", "run.toml", "--quiet", "--output", "runs/b"]);
+    world.succeed(&["run", "run.toml", "--quiet", "--output", "runs/c", "--set", "federation.seed=8"]);
+    let [a, b, c] = ["runs/a", "runs/b", "runs/c"].map(|run| results(&world.path(run)));
+    assert!(a == b, "one seed gave two results");
+    assert!(a[0] != c[0], "two seeds gave one result");
+}
+
+/// Waits for a file that a running process writes.
+fn wait_for(path: &Path) {
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "{} does not appear", path.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one() {
+    let world = World::new();
+    let long = ["--set", "federation.rounds=8", "--set", "training.local_steps=60"];
+    world.succeed(&[&["run", "run.toml", "--quiet"], &long[..]].concat());
+    let mut child = world.command(&[&["run", "run.toml", "--quiet", "--output", "runs/b"], &long[..]].concat()).spawn().unwrap();
+    wait_for(&world.path("runs/b/checkpoints/round-002"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!world.path("runs/b/adapter").exists(), "the run was over before it was killed");
+    world.succeed(&["run", "--resume", "runs/b", "--quiet"]);
+    assert!(results(&world.path("runs/a")) == results(&world.path("runs/b")));
+
+    // Everything but the clock on the wall is the same in the last checkpoints, too.
+    let state = |run: &str| -> Value {
+        let mut state = world.json(&format!("{run}/checkpoints/round-008/state.json"));
+        strip_real_time(&mut state);
+        state
+    };
+    assert_eq!(state("runs/a"), state("runs/b"));
+}
+
+fn strip_real_time(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for key in ["wall_s", "compute_s", "peak_bytes"] {
+                map.remove(key);
+            }
+            map.values_mut().for_each(strip_real_time);
+        }
+        Value::Array(values) => values.iter_mut().for_each(strip_real_time),
+        _ => {}
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_after_the_step_and_leaves_a_run_to_resume() {
+    let world = World::new();
+    let long = ["--set", "federation.rounds=6", "--set", "training.local_steps=2000"];
+    let child = world
+        .command(&[&["run", "run.toml"], &long[..]].concat())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(&world.path("runs/a/checkpoints/round-000"));
+    std::thread::sleep(Duration::from_millis(300));
+    let interrupt = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupt.success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("go on with: fedpipe run --resume runs/a"), "{said}");
+    let events = fs::read_to_string(world.path("runs/a/events.jsonl")).unwrap();
+    assert!(events.contains(r#""stopped":true"#), "{events}");
+}
+
+#[test]
+fn a_finished_run_leaves_everything_that_it_promises_and_learns() {
+    let world = World::new();
+    world.succeed(&["run", "run.toml", "--quiet"]);
+    for file in [
+        "config.toml",
+        "plan.json",
+        "plan.md",
+        "events.jsonl",
+        "summary.json",
+        "report.html",
+        "checkpoints/round-004/state.json",
+        "adapter/adapter_config.json",
+        "adapter-serving/adapter_config.json",
+    ] {
+        assert!(world.path("runs/a").join(file).is_file(), "{file} is missing");
+    }
+    assert_eq!(fs::read_dir(world.path("runs/a/tensorboard")).unwrap().count(), 1);
+
+    let summary = world.json("runs/a/summary.json");
+    assert!(summary["accuracy"].as_f64().unwrap() > 0.8, "{summary}");
+    for silo in ["north", "south"] {
+        let silo = &summary["silos"][silo];
+        for side in ["predicted", "measured"] {
+            assert!(silo[side]["memory_mib"].as_f64().unwrap() > 0.0, "{silo}");
+            assert!(silo[side]["round_seconds"].as_f64().unwrap() > 0.0, "{silo}");
+        }
+    }
+
+    let evaluated: Value =
+        serde_json::from_str(&world.succeed(&["evaluate", "runs/a", "--data", "test.tsv", "--json"])).unwrap();
+    assert_eq!(evaluated["accuracy"], summary["accuracy"]);
+    let from_adapter: Value = serde_json::from_str(&world.succeed(&[
+        "evaluate", "runs/a/adapter", "--model", "model", "--data", "test.tsv", "--json",
+    ]))
+    .unwrap();
+    assert_eq!(from_adapter, evaluated);
+}
+
+#[test]
+fn predictions_come_in_input_order_as_text_and_as_json() {
+    let world = World::new();
+    world.succeed(&["run", "run.toml", "--quiet"]);
+    let lines = world.succeed(&["predict", "runs/a", "--data", "test.tsv", "--limit", "5", "--json", "--logits"]);
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 5);
+    let texts = fs::read_to_string(world.path("test.tsv")).unwrap();
+    for (line, text) in lines.iter().zip(texts.lines().skip(1)) {
+        let alone = world.succeed(&["predict", "runs/a", "--text", text.split('\t').nth(1).unwrap()]);
+        let (label, probability) = alone.trim().split_once('\t').unwrap();
+        assert_eq!(line["label"], label);
+        let difference = line["probability"].as_f64().unwrap() - probability.parse::<f64>().unwrap();
+        assert!(difference.abs() < 1e-4, "{line} and alone {alone}");
+        assert_eq!(line["logits"].as_array().unwrap().len(), 3);
+    }
+}
+
+#[test]
+fn a_merged_model_is_a_model_folder_that_is_never_overwritten() {
+    let world = World::new();
+    world.succeed(&["run", "run.toml", "--quiet"]);
+    world.succeed(&["export", "runs/a", "--to", "merged", "--merged"]);
+    let inspected: Value = serde_json::from_str(&world.succeed(&["inspect", "merged", "--json"])).unwrap();
+    assert_eq!(inspected["architecture"], "bert");
+    assert!(world.path("merged/tokenizer.json").is_file());
+    assert!(world.refuse(&["export", "runs/a", "--to", "merged", "--merged"]).contains("merged"));
+}
+
+#[test]
+fn planning_writes_nothing() {
+    let world = World::new();
+    let plan: Value = serde_json::from_str(&world.succeed(&["plan", "run.toml", "--json"])).unwrap();
+    assert!(plan["silos"]["north"]["batch_size"].as_u64().is_some());
+    assert!(world.succeed(&["plan", "run.toml"]).contains("north"));
+    assert!(!world.path("runs").exists());
+}
+
+#[test]
+fn a_column_or_files_of_their_own_can_give_silos_their_data() {
+    let world = World::new();
+    let column = ["--set", "federation.partition={kind=\"column\",name=\"site\"}", "--set", "federation.rounds=1"];
+    world.succeed(&[&["run", "run.toml", "--quiet"], &column[..]].concat());
+    assert_eq!(world.json("runs/a/summary.json")["silos"]["north"]["examples"], 120);
+    let own = ["--output", "runs/b", "--set", "silos.north.data=[\"test.tsv\"]", "--set", "federation.rounds=1"];
+    world.succeed(&[&["run", "run.toml", "--quiet"], &own[..]].concat());
+    let silos = world.json("runs/b/summary.json")["silos"].clone();
+    assert_eq!((&silos["north"]["examples"], &silos["south"]["examples"]), (&60.into(), &240.into()));
+}
