@@ -102,11 +102,7 @@ pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundin
 ///
 /// # Errors
 /// As [`run`].
-pub fn plan_only(
-    config: &Config,
-    setup: &Setup,
-    around: &Surroundings<'_>,
-) -> Result<Option<RunState>, AppError> {
+pub fn plan_only(config: &Config, setup: &Setup, around: &Surroundings<'_>) -> Result<Option<RunState>, AppError> {
     let parts = Parts::new(config, &setup.spec)?;
     let (transport, _) = enter(config, setup, None, around)?;
     begin(config, setup, &parts.engine(config, &transport, around), &parts)

@@ -64,7 +64,8 @@ impl Setup {
     pub fn transport(&self, device: DeviceProfile, meter: &Arc<dyn HeapMeter>) -> LocalTransport {
         let device = Arc::new(device);
         let trainers = self.silos.iter().map(|settings| {
-            let data = self.train.get(&settings.silo).cloned().unwrap_or_else(|| Dataset::pack(&[] as &[&[u32]], vec![]));
+            let data =
+                self.train.get(&settings.silo).cloned().unwrap_or_else(|| Dataset::pack(&[] as &[&[u32]], vec![]));
             let candidates = self.spec.candidates.clone();
             let trainer =
                 SiloTrainer::new(settings.clone(), self.base.clone(), candidates, data, device.clone(), meter.clone());
@@ -157,8 +158,7 @@ fn columns(config: &Config) -> Columns {
 
 /// The shared texts, split over the silos that have no files of their own.
 fn split(config: &Config, examples: &[Example], data: &Dataset) -> Result<BTreeMap<SiloId, Dataset>, AppError> {
-    let silos: Vec<SiloId> =
-        config.silos.iter().filter(|s| s.data.is_empty()).map(|s| SiloId::new(&s.name)).collect();
+    let silos: Vec<SiloId> = config.silos.iter().filter(|s| s.data.is_empty()).map(|s| SiloId::new(&s.name)).collect();
     if silos.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -172,8 +172,7 @@ fn split(config: &Config, examples: &[Example], data: &Dataset) -> Result<BTreeM
     // A silo should at least fill the smallest batch that it may be given.
     let min_examples = config.plan.batch_sizes.iter().copied().min().unwrap_or(1);
     let seed = Seed(config.federation.seed).derive(Purpose::Partition, 0, None);
-    let parts =
-        partition.split(Examples { labels: &labels, sites: sites.as_deref() }, &silos, min_examples, seed)?;
+    let parts = partition.split(Examples { labels: &labels, sites: sites.as_deref() }, &silos, min_examples, seed)?;
     Ok(parts.into_iter().map(|(silo, indices)| (silo, data.subset(&indices))).collect())
 }
 

@@ -1,4 +1,5 @@
 //! What is wrong with a user's input is said with what, where and what to do; nothing is lost and nothing panics.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The main job as a person meets it: seeds, kills, interrupts, exports.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 
@@ -40,7 +41,8 @@ fn a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one() {
     let world = World::new();
     let long = ["--set", "federation.rounds=8", "--set", "training.local_steps=60"];
     world.succeed(&[&["run", "run.toml", "--quiet"], &long[..]].concat());
-    let mut child = world.command(&[&["run", "run.toml", "--quiet", "--output", "runs/b"], &long[..]].concat()).spawn().unwrap();
+    let mut child =
+        world.command(&[&["run", "run.toml", "--quiet", "--output", "runs/b"], &long[..]].concat()).spawn().unwrap();
     wait_for(&world.path("runs/b/checkpoints/round-002"));
     child.kill().unwrap();
     child.wait().unwrap();
@@ -95,7 +97,7 @@ fn an_interrupt_ends_after_the_step_and_leaves_a_run_to_resume() {
 #[test]
 fn a_finished_run_leaves_everything_that_it_promises_and_learns() {
     let world = World::new();
-    world.succeed(&["run", "run.toml", "--quiet"]);
+    world.succeed(&["run", "run.toml", "--quiet", "--set", "training.local_steps=60"]);
     for file in [
         "config.toml",
         "plan.json",
@@ -125,7 +127,13 @@ fn a_finished_run_leaves_everything_that_it_promises_and_learns() {
         serde_json::from_str(&world.succeed(&["evaluate", "runs/a", "--data", "test.tsv", "--json"])).unwrap();
     assert_eq!(evaluated["accuracy"], summary["accuracy"]);
     let from_adapter: Value = serde_json::from_str(&world.succeed(&[
-        "evaluate", "runs/a/adapter", "--model", "model", "--data", "test.tsv", "--json",
+        "evaluate",
+        "runs/a/adapter",
+        "--model",
+        "model",
+        "--data",
+        "test.tsv",
+        "--json",
     ]))
     .unwrap();
     assert_eq!(from_adapter, evaluated);

@@ -1,8 +1,8 @@
 //! A base model on disk, and its frozen weights in the formats in use.
 
+use crate::Error;
 use crate::arch::{self, Architecture, Encoder, Outline};
 use crate::io::HfFolder;
-use crate::Error;
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, ModelSpec};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -119,7 +119,6 @@ impl BaseModel {
         let chosen = self.outline.candidates.iter().filter(|c| targets.iter().any(|t| hits(c, t)));
         Ok(chosen.cloned().collect())
     }
-
 }
 
 /// Kinds match whole: `output.dense` does not hit `attention.output.dense`.

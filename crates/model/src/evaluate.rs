@@ -1,11 +1,11 @@
 //! Logits, predictions and quality of a model with an adapter.
 
+use crate::Error;
 use crate::adapter::{Adapters, tensor};
 use crate::arch::Encoder;
 use crate::data::Dataset;
 use crate::ops::Ops;
 use crate::task::ClassificationHead;
-use crate::Error;
 use candle_core::Tensor;
 use fedpipe_core::{Adapter, Metrics};
 use std::collections::BTreeMap;
@@ -71,12 +71,7 @@ pub fn predict(
 ///
 /// # Errors
 /// As [`logits`].
-pub fn evaluate(
-    encoder: &dyn Encoder,
-    head_module: &str,
-    adapter: &Adapter,
-    data: &Dataset,
-) -> Result<Metrics, Error> {
+pub fn evaluate(encoder: &dyn Encoder, head_module: &str, adapter: &Adapter, data: &Dataset) -> Result<Metrics, Error> {
     let logits = logits(encoder, head_module, adapter, data)?;
     let (mut right, mut loss) = (0usize, 0.0);
     for (logits, &label) in logits.iter().zip(&data.labels) {

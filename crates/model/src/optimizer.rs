@@ -43,8 +43,7 @@ impl AdamW {
             let scale = (max_norm / square.sqrt()) as f32;
             updates.iter_mut().flat_map(|(_, _, g)| g).for_each(|g| *g *= scale);
         }
-        let kernel =
-            Kernel { learning_rate, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: self.weight_decay };
+        let kernel = Kernel { learning_rate, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: self.weight_decay };
         let mut parameters: Vec<Parameter<'_>> = updates
             .iter_mut()
             .map(|(slot, value, gradient)| Parameter {

@@ -1,5 +1,6 @@
 //! The importance probe: a few steps with singular-value adapters on every candidate weight.
 
+use crate::Error;
 use crate::adapter::{Adapters, Attached, Sensitivity, Trainable, Triplets};
 use crate::arch::Encoder;
 use crate::data::{Batches, Dataset};
@@ -7,7 +8,6 @@ use crate::ops::{Ops, cross_entropy};
 use crate::optimizer::AdamW;
 use crate::task::ClassificationHead;
 use crate::train::{Batch, StepReport, finite, tensors};
-use crate::Error;
 use fedpipe_core::{Adapter, CandidateWeight, ProbeWork, Purpose, Seed, Stop, WeightId};
 use std::collections::BTreeMap;
 

@@ -220,7 +220,8 @@ mod tests {
             bytes: 5000.0 + tokens * (700.0 + depth * 300.0 + ranks * 2.0),
             seconds: 0.0,
         };
-        let found = memory(&step(10.0, 1.0, 16.0), &step(40.0, 1.0, 16.0), &step(40.0, 6.0, 96.0), &step(40.0, 6.0, 384.0));
+        let found =
+            memory(&step(10.0, 1.0, 16.0), &step(40.0, 1.0, 16.0), &step(40.0, 6.0, 96.0), &step(40.0, 6.0, 384.0));
         for (found, expected) in [
             (found.layer_bytes_per_token, 300.0),
             (found.workspace_bytes_per_token, 700.0),

@@ -1,12 +1,12 @@
 //! Local training of low-rank adapters and a classification head.
 
+use crate::Error;
 use crate::adapter::Trainable;
 use crate::arch::Encoder;
 use crate::data::{Batches, Dataset};
 use crate::ops::{Ops, cross_entropy};
 use crate::optimizer::AdamW;
 use crate::task::ClassificationHead;
-use crate::Error;
 use candle_core::{Device, Tensor, Var};
 use fedpipe_core::{Adapter, Purpose, Seed, Stop, TrainWork};
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 //! The tiny BERT of `crates/testkit/fixtures/bert-tiny` against what `transformers` and `peft` computed for it
 //! (`scripts/golden_bert.py`), and the real MiniLM against `scripts/golden_minilm.py`, over both kinds of operations.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use candle_core::{Device, Tensor, Var};
 use fedpipe_core::{Adapter, BaseFormat, Matrix, WeightId};

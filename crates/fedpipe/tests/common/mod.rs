@@ -85,17 +85,14 @@ impl World {
         fs::write(self.path("model/tokenizer.json"), tokenizer.to_string()).unwrap();
     }
 
-    /// Texts of 4 to 13 words; the label shows in every third word.
+    /// Texts of 4 to 13 words, each of their label's own.
     fn write_data(&self) {
         for (name, count) in [("train.tsv", 240u32), ("test.tsv", 60)] {
             let mut text = String::from("label\ttext\tsite\n");
             for i in 0..count {
                 let label = i % 3;
-                let word = |j: u32| match j % 3 {
-                    0 => format!("w{}", 10 + 20 * label + (i + j) % 20),
-                    _ => format!("w{}", 70 + (i * 7 + j * 5) % 26),
-                };
-                let words: Vec<String> = (0..4 + i % 10).map(word).collect();
+                let words: Vec<String> =
+                    (0..4 + i % 10).map(|j| format!("w{}", 10 + 20 * label + (i * 7 + j * 3) % 20)).collect();
                 text += &format!("topic{label}\t{}\t{}\n", words.join(" "), ["north", "south"][(i as usize / 3) % 2]);
             }
             fs::write(self.path(name), text).unwrap();
@@ -122,7 +119,7 @@ base_formats = ["f32", "nf4"]
 
 [training]
 local_steps = 12
-learning_rate = 5e-3
+learning_rate = 1e-2
 max_length = 16
 
 [[silos]]

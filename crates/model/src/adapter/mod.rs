@@ -171,8 +171,7 @@ impl Trainable {
     pub fn adapter(&self) -> Result<Adapter> {
         let mut factors = BTreeMap::new();
         for (id, (a, b)) in &self.factors {
-            let low_rank =
-                LowRank::new(matrix(a)?, matrix(b)?).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
+            let low_rank = LowRank::new(matrix(a)?, matrix(b)?).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
             factors.insert(id.clone(), low_rank);
         }
         let mut head = BTreeMap::new();

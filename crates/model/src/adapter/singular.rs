@@ -107,7 +107,8 @@ impl Sensitivity {
 
     /// The score of every weight, divided by their sum; equal shares when nothing mattered.
     pub fn scores(&self) -> BTreeMap<WeightId, f64> {
-        let raw: BTreeMap<_, _> = self.entries.iter().map(|(id, entries)| (id.clone(), weight_score(entries))).collect();
+        let raw: BTreeMap<_, _> =
+            self.entries.iter().map(|(id, entries)| (id.clone(), weight_score(entries))).collect();
         let total: f64 = raw.values().sum();
         let equal = 1.0 / raw.len().max(1) as f64;
         raw.into_iter().map(|(id, s)| (id, if total > 0.0 { s / total } else { equal })).collect()
@@ -141,9 +142,8 @@ mod tests {
     /// (1 + 2) + (6·2)/6 + (4·2)/2 = 3 + 2 + 4.
     #[test]
     fn a_weight_sums_its_triplets() {
-        let entries = |scores: &[f64]| {
-            scores.iter().map(|&s| Entry { sensitivity: s, uncertainty: 1.0 }).collect::<Vec<_>>()
-        };
+        let entries =
+            |scores: &[f64]| scores.iter().map(|&s| Entry { sensitivity: s, uncertainty: 1.0 }).collect::<Vec<_>>();
         let weight = [entries(&[1.0; 6]), entries(&[1.0, 2.0]), entries(&[1.0, 3.0])];
         assert_eq!(weight_score(&weight), 9.0);
     }

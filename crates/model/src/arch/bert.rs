@@ -122,8 +122,11 @@ impl Weights<'_> {
     fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<fedpipe_kernels::FrozenMatrix, Error> {
         let name = format!("{}{module}.weight", self.prefix);
         let values = self.folder.tensor_f32(&name, &[rows, cols])?;
-        let frozen = quant::frozen(self.format, rows, cols, &values)
-            .map_err(|source| Error::Quantization { path: self.folder.config_path(), tensor: name, source })?;
+        let frozen = quant::frozen(self.format, rows, cols, &values).map_err(|source| Error::Quantization {
+            path: self.folder.config_path(),
+            tensor: name,
+            source,
+        })?;
         self.bytes += frozen.bytes() as u64;
         Ok(frozen)
     }

@@ -2,10 +2,10 @@
 
 mod bert;
 
+use crate::Error;
 use crate::adapter::Adapters;
 use crate::io::HfFolder;
 use crate::ops::Ops;
-use crate::Error;
 use candle_core::Tensor;
 use fedpipe_core::{BaseFormat, CandidateWeight};
 use std::collections::BTreeMap;
@@ -18,8 +18,11 @@ pub struct Architecture {
     /// What the model consists of, from `config.json` alone.
     pub outline: fn(&HfFolder) -> Result<Outline, Error>,
     /// The model with its frozen weights in a format.
-    pub load: fn(&HfFolder, BaseFormat) -> Result<Box<dyn Encoder>, Error>,
+    pub load: Load,
 }
+
+/// How an architecture's model is loaded.
+pub type Load = fn(&HfFolder, BaseFormat) -> Result<Box<dyn Encoder>, Error>;
 
 /// Every architecture.
 pub const ARCHITECTURES: &[Architecture] = &[bert::ARCHITECTURE];
@@ -93,13 +96,8 @@ pub trait Encoder: Send + Sync {
     ///
     /// # Errors
     /// When candle fails.
-    fn pooled(
-        &self,
-        ops: Ops,
-        ids: &[u32],
-        offsets: &Arc<[usize]>,
-        adapters: &Adapters,
-    ) -> candle_core::Result<Tensor>;
+    fn pooled(&self, ops: Ops, ids: &[u32], offsets: &Arc<[usize]>, adapters: &Adapters)
+    -> candle_core::Result<Tensor>;
 
     /// Bytes that the frozen weights take.
     fn bytes(&self) -> u64;

@@ -35,7 +35,9 @@ fn pairs(rows: &[(&str, &str)]) -> Vec<(String, String)> {
 #[test]
 fn texts_are_read_without_labels_when_none_are_asked_for() {
     let columns = Columns { label: None, ..Columns::default() };
-    for (name, content) in [("a.tsv", "text\tx\nhello\t1\n"), ("a.csv", "text\nhello\n"), ("a.jsonl", "{\"text\": \"hello\"}\n")] {
+    for (name, content) in
+        [("a.tsv", "text\tx\nhello\t1\n"), ("a.csv", "text\nhello\n"), ("a.jsonl", "{\"text\": \"hello\"}\n")]
+    {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, content).unwrap();
