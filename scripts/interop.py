@@ -62,9 +62,9 @@ def read_texts(path, limit):
 
 def read_labels(adapter):
     """The class names in the order of the logits."""
-    labels = json.loads((adapter / "labels.json").read_text(encoding="utf-8"))
+    labels = json.loads((adapter / "fedpipe.json").read_text(encoding="utf-8")).get("labels")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise NotPossible(f"{adapter}/labels.json: expected a list of class names")
+        raise NotPossible(f"{adapter}/fedpipe.json: expected `labels`, a list of class names")
     return labels
 
 

@@ -21,6 +21,8 @@ pub enum Event {
         rounds: u32,
         /// Rounds that a checkpoint already holds.
         completed: u32,
+        /// Seconds on the run's clock by then.
+        clock_s: f64,
     },
     /// The profile of this machine is known.
     Profiled {

@@ -59,6 +59,8 @@ pub struct RunState {
     pub method: String,
     /// Seed of the run.
     pub seed: Seed,
+    /// SHA-256 of what the run learns from, in hexadecimal: model, texts and labels.
+    pub inputs: String,
     /// Rounds completed.
     pub round: u32,
     /// Enrolled silos.

@@ -26,6 +26,24 @@ pub enum Work {
     Train(TrainWork),
 }
 
+impl Work {
+    /// Optimizer steps that it takes.
+    pub fn steps(&self) -> usize {
+        match self {
+            Self::Probe(work) => work.steps,
+            Self::Train(work) => work.steps,
+        }
+    }
+
+    /// Format of the frozen weights that it runs over.
+    pub fn base_format(&self) -> BaseFormat {
+        match self {
+            Self::Probe(work) => work.base_format,
+            Self::Train(work) => work.base_format,
+        }
+    }
+}
+
 /// Importance by sensitivity over adapters in singular-value form ΔW = P·diag(λ)·Q (AdaLoRA, arXiv 2303.10512).
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProbeWork {

@@ -125,7 +125,7 @@ impl Checkpoints {
             let _ = fs::remove_dir_all(&temporary);
         }
         written.map_err(|error| CheckpointError::Io { path: path.clone(), error })?;
-        self.prune()?;
+        self.prune();
         Ok(path)
     }
 
@@ -166,12 +166,12 @@ impl Checkpoints {
         Ok(rounds)
     }
 
-    fn prune(&self) -> Result<(), CheckpointError> {
-        let rounds = self.list()?;
+    /// An old checkpoint that cannot be removed takes room and does no harm: the next save tries again.
+    fn prune(&self) {
+        let rounds = self.list().unwrap_or_default();
         for (_, path) in rounds.iter().take(rounds.len().saturating_sub(self.keep)) {
-            fs::remove_dir_all(path).map_err(|error| CheckpointError::Io { path: path.clone(), error })?;
+            let _ = fs::remove_dir_all(path);
         }
-        Ok(())
     }
 }
 

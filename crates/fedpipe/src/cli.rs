@@ -86,9 +86,9 @@ pub struct TrainedArgs {
     /// A run's folder, or a PEFT adapter's
     #[arg(value_name = "RUN_OR_ADAPTER")]
     pub trained: PathBuf,
-    /// The base model's folder, instead of the one that the run or the adapter names
-    #[arg(long, value_name = "DIR")]
-    pub model: Option<PathBuf>,
+    /// The base model's folder or hub repository, instead of the one that the run or the adapter names
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
 }
 
 /// `fedpipe evaluate`

@@ -2,9 +2,10 @@
 
 use crate::disk;
 use crate::error::AppError;
+use crate::run::Surroundings;
 use crate::setup::{Setup, cache_dir};
-use fedpipe_core::DeviceProfile;
-use fedpipe_model::{HeapMeter, ProfileSettings, measure_device};
+use fedpipe_core::{DeviceProfile, Event};
+use fedpipe_model::{ProfileSettings, measure_device};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -23,20 +24,27 @@ struct Kept {
 /// The kept profile of this machine with this model, or a new one and the seconds that it took.
 ///
 /// # Errors
-/// When a measured step fails. A profile that cannot be read or kept is measured again the next time.
+/// When a measured step fails or a stop is requested. A profile that cannot be read is measured again.
 pub fn profile(
     setup: &Setup,
     settings: &ProfileSettings,
-    meter: &dyn HeapMeter,
+    around: &Surroundings<'_>,
 ) -> Result<(DeviceProfile, Option<f64>), AppError> {
     let path = cache_dir().map(|dir| file(&dir, setup, settings));
     if let Some(profile) = path.as_deref().and_then(read) {
         return Ok((profile, None));
     }
     let start = std::time::Instant::now();
-    let profile = measure_device(&setup.base, &setup.spec, settings, meter)?;
-    if let Some(path) = path {
-        keep(&path, &profile);
+    let profile = measure_device(&setup.base, &setup.spec, settings, &**around.meter, around.stop)?;
+    let kept = match path {
+        Some(path) => keep(&path, &profile).map_err(|error| format!("{}: {error}", path.display())),
+        None => Err("this user has no cache folder; name one with FEDPIPE_CACHE_DIR".into()),
+    };
+    if let Err(reason) = kept {
+        let message = format!(
+            "the profile of this machine is not kept, so the next run measures again and may plan otherwise: {reason}"
+        );
+        around.observer.observe(&Event::Warning { message });
     }
     Ok((profile, Some(start.elapsed().as_secs_f64())))
 }
@@ -62,10 +70,10 @@ fn read(path: &Path) -> Option<DeviceProfile> {
     (kept.version == VERSION).then_some(kept.profile)
 }
 
-/// A machine whose cache cannot be written measures at every start; that is slower, not wrong.
-fn keep(path: &Path, profile: &DeviceProfile) {
+fn keep(path: &Path, profile: &DeviceProfile) -> std::io::Result<()> {
     let kept = Kept { version: VERSION, profile: profile.clone() };
-    if let (Some(parent), Ok(text)) = (path.parent(), serde_json::to_vec_pretty(&kept)) {
-        let _ = std::fs::create_dir_all(parent).and_then(|()| disk::replace(path, &text));
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
     }
+    disk::replace(path, &serde_json::to_vec_pretty(&kept)?)
 }

@@ -35,6 +35,7 @@ pub fn state() -> RunState {
         version: RUN_STATE_VERSION,
         method: "fedpipe".into(),
         seed: Seed(42),
+        inputs: "0123abcd".into(),
         round: ROUNDS,
         profiles: SILOS.iter().map(|silo| (silo.0.into(), profile(silo))).collect(),
         importance: importance(),
@@ -165,7 +166,8 @@ fn round(round: u32) -> RoundRecord {
 pub fn events() -> Vec<Event> {
     let state = state();
     let silo_ids = || state.profiles.keys().cloned();
-    let mut events = vec![Event::Started { method: state.method.clone(), seed: 42, rounds: ROUNDS, completed: 0 }];
+    let mut events =
+        vec![Event::Started { method: state.method.clone(), seed: 42, rounds: ROUNDS, completed: 0, clock_s: 0.0 }];
     events.extend(state.profiles.values().cloned().map(Event::Enrolled));
     events.push(Event::RoundStarted { round: 0, cohort: silo_ids().map(|silo| (silo, 2)).collect() });
     events.extend(silo_ids().flat_map(|silo| steps(0, silo)));

@@ -9,7 +9,7 @@ use crate::run_dir::{RunDir, file};
 use crate::setup::{Setup, model_name};
 use crate::summary::Summary;
 use fedpipe_core::{
-    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, RunState, Seed, Stop,
+    Adapter, BaseFormat, Clock, Codec, Event, LowRank, Method, Metrics, ModelSpec, Observer, Plan, RunState, Seed, Stop,
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings, Schedule};
 use fedpipe_federation::plan::{Deadline, Menu, PlanSettings};
@@ -17,7 +17,7 @@ use fedpipe_federation::round::{Engine, Progress, RoundSettings, start};
 use fedpipe_federation::simulate::VirtualClock;
 use fedpipe_federation::{aggregate, codec, importance, method, plan};
 use fedpipe_model::data::Dataset;
-use fedpipe_model::io::{AdapterInfo, write_adapter, write_serving};
+use fedpipe_model::io::{AdapterInfo, SERVING_RANKS, write_adapter, write_serving};
 use fedpipe_model::{HeapMeter, evaluate};
 use fedpipe_transport::LocalTransport;
 use std::path::PathBuf;
@@ -51,14 +51,20 @@ pub struct Surroundings<'a> {
 /// When the silos cannot be enrolled or planned for, rounds fail in a row, or the exports cannot be written. What was
 /// reached lies in the last checkpoint.
 pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundings<'_>) -> Result<Ending, AppError> {
+    let mut stopwatch = Stopwatch(Instant::now());
     let rounds = config.federation.rounds;
     let checkpoints = run_dir.checkpoints(config.output.keep_checkpoints);
     let restored = checkpoints.newest()?;
+    if restored.is_none() && run_dir.adapter().exists() {
+        let what = format!("{} holds results, but its checkpoints are gone", run_dir.path().display());
+        return Err(AppError::user(what).hint("start a new run elsewhere (--output DIR)"));
+    }
     around.observer.observe(&Event::Started {
         method: config.federation.method.clone(),
         seed: config.federation.seed,
         rounds,
         completed: restored.as_ref().map_or(0, |r| r.state.round),
+        clock_s: restored.as_ref().map_or(0.0, |r| r.state.clock_s),
     });
     let parts = Parts::new(config, &setup.spec)?;
     let (transport, restored) = enter(config, setup, restored, around)?;
@@ -67,11 +73,10 @@ pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundin
     let mut state = match restored {
         Some(state) => state,
         None => {
-            let began = Instant::now();
             let Some(mut state) = begin(config, setup, &engine, &parts)? else {
                 return Ok(stopped(around, 0));
             };
-            state.wall_s = began.elapsed().as_secs_f64();
+            state.wall_s = stopwatch.lap();
             around.observer.observe(&Event::Planned(state.plan.clone()));
             write_plan(run_dir, setup, &state)?;
             checkpoints.save(&state)?;
@@ -79,11 +84,10 @@ pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundin
         }
     };
     while state.round < rounds {
-        let began = Instant::now();
         let next = engine.round(&state, |adapter| between_rounds(config, setup, state.round + 1, adapter, around))?;
         let Progress::Done(next) = next else { return Ok(stopped(around, state.round)) };
         state = next;
-        state.wall_s += began.elapsed().as_secs_f64();
+        state.wall_s += stopwatch.lap();
         match checkpoints.save(&state) {
             Ok(path) => around.observer.observe(&Event::Checkpointed {
                 round: state.round,
@@ -95,10 +99,22 @@ pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundin
             }),
         }
     }
-    finish(config, setup, run_dir, &state, &parts, around)
+    let metrics = measure(setup, &state.adapter, &setup.test)?;
+    around.observer.observe(&Event::Evaluated(metrics.clone()));
+    state.wall_s += stopwatch.lap();
+    finish(config, setup, run_dir, &state, &metrics, &parts, around)
 }
 
-/// Enrols the silos and plans for them, without training or writing anything.
+/// Seconds of real time, lap by lap.
+struct Stopwatch(Instant);
+
+impl Stopwatch {
+    fn lap(&mut self) -> f64 {
+        std::mem::replace(&mut self.0, Instant::now()).elapsed().as_secs_f64()
+    }
+}
+
+/// Enrols the silos, probes and plans for them; nothing is written but the profile of this machine.
 ///
 /// # Errors
 /// As [`run`].
@@ -180,12 +196,12 @@ fn enter(
         for message in warnings {
             around.observer.observe(&Event::Warning { message });
         }
-        setup.check_unchanged(&state.profiles)?;
+        setup.check_unchanged(config, &state)?;
         if let Some(profile) = state.profiles.values().next() {
             return Ok((setup.transport(profile.device.clone(), around.meter), Some(state)));
         }
     }
-    let (device, measured_in_s) = device::profile(setup, &setup.profile_settings(config), &**around.meter)?;
+    let (device, measured_in_s) = device::profile(setup, &setup.profile_settings(config), around)?;
     around.observer.observe(&Event::Profiled { device: device.device.clone(), measured_in_s });
     Ok((setup.transport(device, around.meter), None))
 }
@@ -222,7 +238,7 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     };
     let plan: Plan = plan::plan(&setup.spec, &profiles, &identified.importance, &settings)?;
     let scaling = config.adapter.scaling as f32;
-    Ok(Some(start(&*parts.method, seed, profiles, identified, plan, (scaling, head))))
+    Ok(Some(start(&*parts.method, (seed, setup.inputs()), profiles, identified, plan, (scaling, head))))
 }
 
 /// 1, … , n/4, n/2, n: a silo that cannot hold the probe's batch takes a smaller one.
@@ -273,29 +289,36 @@ fn write_plan(run_dir: &RunDir, setup: &Setup, state: &RunState) -> Result<(), A
     Ok(())
 }
 
-/// Measures the result on all test texts and writes what the run leaves behind.
+/// Writes what the run leaves behind: first what cannot fail for want of a format, then what is for people.
 fn finish(
     config: &Config,
     setup: &Setup,
     run_dir: &RunDir,
     state: &RunState,
+    metrics: &Metrics,
     parts: &Parts,
     around: &Surroundings<'_>,
 ) -> Result<Ending, AppError> {
-    let metrics = measure(setup, &state.adapter, &setup.test)?;
-    around.observer.observe(&Event::Evaluated(metrics.clone()));
-    export(config, setup, run_dir, &state.adapter)?;
-    let summary = Summary::of(state, Some(&metrics), parts.clock.name());
+    let summary = Summary::of(state, Some(metrics), parts.clock.name());
     run_dir.write(file::SUMMARY, &serde_json::to_vec_pretty(&summary).map_err(AppError::other)?)?;
+    export(config, setup, run_dir, &state.adapter, around)?;
     let title = run_dir.path().file_name().map_or("run".into(), |name| name.to_string_lossy());
-    let report =
-        html::Report { title: &title, state, summary: &summary, config: &config.to_toml().map_err(AppError::other)? };
-    run_dir.write(file::REPORT, html::page(&report).as_bytes())?;
+    let config = &config.to_toml().map_err(AppError::other)?;
+    let page = html::page(&html::Report { title: &title, state, summary: &summary, config });
+    if let Err(error) = run_dir.write(file::REPORT, page.as_bytes()) {
+        around.observer.observe(&Event::Warning { message: format!("the report is not written: {error}") });
+    }
     around.observer.observe(&Event::Finished { rounds: state.round, stopped: false });
     Ok(Ending::Finished(Box::new(summary)))
 }
 
-fn export(config: &Config, setup: &Setup, run_dir: &RunDir, adapter: &Adapter) -> Result<(), AppError> {
+fn export(
+    config: &Config,
+    setup: &Setup,
+    run_dir: &RunDir,
+    adapter: &Adapter,
+    around: &Surroundings<'_>,
+) -> Result<(), AppError> {
     let info = AdapterInfo {
         base_model: model_name(&config.model),
         base_fingerprint: setup.spec.fingerprint.clone(),
@@ -303,8 +326,11 @@ fn export(config: &Config, setup: &Setup, run_dir: &RunDir, adapter: &Adapter) -
         max_length: config.training.max_length,
     };
     write_anew(run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;
-    if adapter.factors.is_empty() {
-        // Servers take low-rank factors only; a head alone cannot be served that way.
+    let rank = adapter.factors.values().map(LowRank::rank).max().unwrap_or(0);
+    let servable = SERVING_RANKS.iter().any(|&most| (1..=most).contains(&rank));
+    if !servable {
+        let message = format!("no serving copy is written: its rank would be {rank}, servers take 1 to 64");
+        around.observer.observe(&Event::Warning { message });
         return Ok(());
     }
     write_anew(run_dir.adapter_serving(), |path| Ok(write_serving(path, adapter, &info.base_model).map(|_| ())?))

@@ -2,12 +2,13 @@
 
 use crate::config::{self, Config};
 use crate::error::AppError;
-use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, Seed, SiloId, SiloProfile, Trainer};
+use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, SiloId, Trainer};
 use fedpipe_federation::partition::{Examples, Partition};
 use fedpipe_model::data::{Columns, DataError, Dataset, Example, Labels, TextEncoder, read_all};
 use fedpipe_model::io::{ModelSource, resolve};
 use fedpipe_model::{BaseModel, HeapMeter, ProfileSettings, SiloSettings, SiloTrainer, adapter::fresh_head};
 use fedpipe_transport::LocalTransport;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -85,26 +86,45 @@ impl Setup {
         let mean = tokens.div_ceil(texts.max(1));
         // A round number, so that small changes of the data find the same profile again.
         let text_tokens = mean.next_multiple_of(16).clamp(1, self.base.outline().max_positions);
-        ProfileSettings { formats: config.plan.base_formats.clone(), text_tokens, ..ProfileSettings::default() }
+        let (formats, dropout) = (config.plan.base_formats.clone(), config.adapter.dropout);
+        ProfileSettings { formats, text_tokens, dropout, ..ProfileSettings::default() }
     }
 
-    /// Refuses to go on with a run whose silos no longer hold the texts that they enrolled with.
+    /// SHA-256 of what a run learns from and is measured on, in hexadecimal: the model, the labels and every text.
+    pub fn inputs(&self) -> String {
+        let mut digest = Sha256::new();
+        let mut add = |bytes: &[u8]| {
+            digest.update((bytes.len() as u64).to_le_bytes());
+            digest.update(bytes);
+        };
+        add(self.spec.fingerprint.as_bytes());
+        self.labels.names().iter().for_each(|name| add(name.as_bytes()));
+        for (name, data) in self.train.iter().map(|(id, data)| (id.as_str(), data)).chain([("test", &self.test)]) {
+            add(name.as_bytes());
+            for values in [&data.ids, &data.labels] {
+                add(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+            }
+            add(&data.offsets.iter().flat_map(|&v| (v as u64).to_le_bytes()).collect::<Vec<_>>());
+        }
+        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Refuses to go on with a run that would not end as it would have without the interruption.
     ///
     /// # Errors
-    /// When a silo's number of examples or their lengths changed.
-    pub fn check_unchanged(&self, profiles: &BTreeMap<SiloId, SiloProfile>) -> Result<(), AppError> {
-        for (silo, profile) in profiles {
-            let examples = self.train.get(silo).map_or(0, |data| data.len() as u64);
-            let lengths = self.train.get(silo).map(|data| fedpipe_core::LengthStats::of(data.lengths()));
-            if examples != profile.examples || lengths != Some(profile.lengths) {
-                let what = format!(
-                    "silo {silo} enrolled with {} examples and has {examples} now, or they changed",
-                    profile.examples
-                );
-                return Err(AppError::user(what).hint("restore the data files of the run, or start a new one"));
-            }
-        }
-        Ok(())
+    /// When the model, the data, the method or the seed changed since it began.
+    pub fn check_unchanged(&self, config: &Config, state: &RunState) -> Result<(), AppError> {
+        let changed = if state.inputs != self.inputs() {
+            "the base model or the data"
+        } else if state.seed != Seed(config.federation.seed) {
+            "federation.seed"
+        } else if state.method != config.federation.method {
+            "federation.method"
+        } else {
+            return Ok(());
+        };
+        let what = format!("{changed} changed since this run began");
+        Err(AppError::user(what).hint("restore what it was, or start a new run"))
     }
 }
 
@@ -144,7 +164,7 @@ pub fn check_length(base: &BaseModel, max_length: usize) -> Result<(), AppError>
     if max_length <= positions {
         return Ok(());
     }
-    let what = format!("training.max_length is {max_length}, but the model has only {positions} positions");
+    let what = format!("texts of {max_length} tokens are asked for, but the model has only {positions} positions");
     Err(AppError::user(what).hint(format!("set training.max_length to at most {positions}")))
 }
 
@@ -185,7 +205,7 @@ impl From<DataError> for AppError {
 
 impl From<fedpipe_model::io::IoError> for AppError {
     fn from(error: fedpipe_model::io::IoError) -> Self {
-        Self::user(error)
+        if error.is_systems() { Self::other(error) } else { Self::user(error) }
     }
 }
 
@@ -193,6 +213,8 @@ impl From<fedpipe_model::Error> for AppError {
     fn from(error: fedpipe_model::Error) -> Self {
         match error {
             fedpipe_model::Error::Tensor(error) => Self::other(error),
+            fedpipe_model::Error::Io(error) => error.into(),
+            fedpipe_model::Error::Stopped { .. } => Self::Stopped("stopped before the first round".into()),
             error => Self::user(error),
         }
     }

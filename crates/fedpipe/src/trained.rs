@@ -31,7 +31,7 @@ impl Trained {
     ///
     /// # Errors
     /// When it is neither, or its base model cannot be found, or the two do not fit.
-    pub fn open(path: &Path, model: Option<&Path>) -> Result<Self, AppError> {
+    pub fn open(path: &Path, model: Option<&str>) -> Result<Self, AppError> {
         let (folder, config) = if RunDir::holds_run(path) {
             let run = RunDir::open(path)?;
             (run.adapter(), Some(run.config()?))
@@ -44,15 +44,20 @@ impl Trained {
         }
         let saved = read_adapter(&folder)?;
         let source = match (model, &config, &saved.base_model) {
-            (Some(model), _, _) => config::ModelSource::Path { path: model.into() },
+            (Some(model), _, _) => config::ModelSource::named(model),
             (None, Some(config), _) => config.model.clone(),
-            (None, None, Some(name)) if Path::new(name).exists() => config::ModelSource::Path { path: name.into() },
-            (None, None, name) => {
-                let name = name.as_deref().unwrap_or("none");
-                let what = format!("{}: its base model is {name}, which is no folder here", path.display());
-                return Err(AppError::user(what).hint("name the base model's folder with --model DIR"));
+            (None, None, Some(name)) => config::ModelSource::named(name),
+            (None, None, None) => {
+                let what = format!("{} names no base model", path.display());
+                return Err(AppError::user(what).hint("name it with --model"));
             }
         };
+        if let config::ModelSource::Path { path: folder } = &source
+            && !folder.exists()
+        {
+            let what = format!("{}: there is no base model at {}", path.display(), folder.display());
+            return Err(AppError::user(what).hint("name the base model's folder or hub repository with --model"));
+        }
         let base = open_model(&source)?;
         if let Some(info) = &saved.info
             && info.base_fingerprint != base.folder().fingerprint()?

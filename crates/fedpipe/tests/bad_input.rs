@@ -67,8 +67,10 @@ fn silos_that_cannot_be() {
     fs::write(world.path("many.toml"), format!("{none}{many}")).unwrap();
     says(&world.refuse(&["run", "many.toml"]), &["300 silos", "240 examples"]);
 
-    let lopsided = ["run", "run.toml", "--set", "federation.partition={kind=\"dirichlet\",alpha=1e-4}"];
-    says(&world.refuse(&lopsided), &["alpha"]);
+    let forty: String = (0..40).map(|i| format!("[[silos]]\nname = \"s{i}\"\nmemory_mib = 64\n")).collect();
+    fs::write(world.path("forty.toml"), format!("{none}{forty}")).unwrap();
+    let lopsided = ["run", "forty.toml", "--set", "federation.partition={kind=\"dirichlet\",alpha=0.001}"];
+    says(&world.refuse(&lopsided), &["no Dirichlet draw", "alpha"]);
 
     let column = ["run", "run.toml", "--set", "federation.partition={kind=\"column\",name=\"region\"}"];
     says(&world.refuse(&column), &["region"]);
@@ -98,7 +100,7 @@ fn data_that_changed_under_a_run() {
     world.succeed(&["run", "run.toml", "--quiet", "--set", "federation.rounds=1"]);
     let train = fs::read_to_string(world.path("train.tsv")).unwrap();
     fs::write(world.path("train.tsv"), train.lines().take(200).collect::<Vec<_>>().join("\n")).unwrap();
-    says(&world.refuse(&["run", "--resume", "runs/a"]), &["enrolled with", "silo"]);
+    says(&world.refuse(&["run", "--resume", "runs/a"]), &["data changed since this run began"]);
 }
 
 #[test]
@@ -109,6 +111,16 @@ fn an_adapter_of_another_model() {
     fs::write(world.path("model/config.json"), config.replace("\"id2label\"", "\"id2labels\"")).unwrap();
     says(&world.refuse(&["predict", "runs/a", "--text", "w5"]), &["another base model"]);
     says(&world.refuse(&["predict", "nowhere", "--text", "w5"]), &["nowhere"]);
+}
+
+/// Results are not trained over because somebody tidied up the checkpoints.
+#[test]
+fn a_finished_run_without_its_checkpoints() {
+    let world = World::new();
+    world.succeed(&["run", "run.toml", "--quiet", "--set", "federation.rounds=1"]);
+    fs::remove_dir_all(world.path("runs/a/checkpoints")).unwrap();
+    says(&world.refuse(&["run", "--resume", "runs/a"]), &["runs/a", "checkpoints are gone"]);
+    assert!(world.path("runs/a/adapter/adapter_model.safetensors").is_file());
 }
 
 /// By how much the smallest plan misses the budget, on the real model.

@@ -76,7 +76,7 @@ fn strip_real_time(value: &mut Value) {
 #[test]
 fn an_interrupt_ends_after_the_step_and_leaves_a_run_to_resume() {
     let world = World::new();
-    let long = ["--set", "federation.rounds=6", "--set", "training.local_steps=2000"];
+    let long = ["--set", "federation.rounds=6", "--set", "training.local_steps=500"];
     let child = world
         .command(&[&["run", "run.toml"], &long[..]].concat())
         .stderr(std::process::Stdio::piped())
@@ -92,6 +92,8 @@ fn an_interrupt_ends_after_the_step_and_leaves_a_run_to_resume() {
     assert!(said.contains("go on with: fedpipe run --resume runs/a"), "{said}");
     let events = fs::read_to_string(world.path("runs/a/events.jsonl")).unwrap();
     assert!(events.contains(r#""stopped":true"#), "{events}");
+    world.succeed(&["run", "--resume", "runs/a", "--quiet"]);
+    assert_eq!(world.json("runs/a/summary.json")["rounds"], 6);
 }
 
 #[test]

@@ -46,14 +46,6 @@ pub enum Error {
         /// The kinds that there are.
         available: String,
     },
-    /// A maximum length beyond the model's positions.
-    #[error("max_length is {max_length}, but the model has only {positions} positions")]
-    TooLong {
-        /// What was asked for.
-        max_length: usize,
-        /// What the model can do.
-        positions: usize,
-    },
     /// An adapter that does not fit the model.
     #[error("the adapter does not fit the model: {0}")]
     Misfit(String),

@@ -29,6 +29,8 @@ impl Linear {
         let bias = self.bias.as_ref();
         match adapters.get(&self.id) {
             None => ops.linear(x, &self.weight, bias),
+            // Dropout belongs to what trains; factors that are only applied stay whole.
+            Some(Attached::Lora(factors)) if !factors.a.track_op() => ops.lora_linear(x, &self.weight, bias, factors),
             Some(Attached::Lora(factors)) => match adapters.dropout_mask(&self.id, x)? {
                 None => ops.lora_linear(x, &self.weight, bias, factors),
                 Some(mask) => {

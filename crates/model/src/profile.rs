@@ -48,25 +48,35 @@ pub struct ProfileSettings {
     pub rank: usize,
     /// Repetitions of a timed step; the fastest counts.
     pub repetitions: usize,
+    /// Dropout of the adapters, which keeps masks and masked inputs.
+    pub dropout: f64,
 }
 
 impl Default for ProfileSettings {
     fn default() -> Self {
-        Self { formats: BaseFormat::ALL.to_vec(), text_tokens: 96, batch_size: 8, rank: 4, repetitions: 5 }
+        Self {
+            formats: BaseFormat::ALL.to_vec(),
+            text_tokens: 96,
+            batch_size: 8,
+            rank: 4,
+            repetitions: 5,
+            dropout: 0.0,
+        }
     }
 }
 
 /// Measures this machine with `base`.
 ///
 /// # Errors
-/// When a format cannot be loaded or a step fails.
+/// When a format cannot be loaded or a step fails, and [`Error::Stopped`] when `stop` was requested.
 pub fn measure_device(
     base: &BaseModel,
     spec: &ModelSpec,
     settings: &ProfileSettings,
     meter: &dyn HeapMeter,
+    stop: &Stop,
 ) -> Result<DeviceProfile, Error> {
-    let bench = Bench { base, spec, settings, meter };
+    let bench = Bench { base, spec, settings, meter, stop };
     let (layers, batch) = (spec.layers as f64, settings.batch_size);
     let (memory, adapter_s_per_token_rank, step_overhead_s) = {
         let format = settings.formats.iter().copied().find(|f| *f != BaseFormat::F32).unwrap_or(BaseFormat::F32);
@@ -114,6 +124,7 @@ struct Bench<'a> {
     spec: &'a ModelSpec,
     settings: &'a ProfileSettings,
     meter: &'a dyn HeapMeter,
+    stop: &'a Stop,
 }
 
 /// One measured setting; `bytes` without adapters, gradients and optimizer.
@@ -157,11 +168,11 @@ impl Bench<'_> {
             learning_rate: (1e-4, 1e-4),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
-            dropout: 0.0,
+            dropout: self.settings.dropout,
         };
         let (mut last, mut fastest) = (Instant::now(), f64::INFINITY);
         let (peak, result) = peak_of(self.meter, || {
-            train(encoder, self.base.outline().head_module, &data, &work, Seed(0), &Stop::default(), &mut |_| {
+            train(encoder, self.base.outline().head_module, &data, &work, Seed(0), self.stop, &mut |_| {
                 fastest = fastest.min(last.elapsed().as_secs_f64());
                 last = Instant::now();
             })

@@ -5,8 +5,8 @@ use crate::probe::probe;
 use crate::profile::{HeapMeter, peak_of};
 use crate::{BaseModel, Error, StepReport, train};
 use fedpipe_core::{
-    BaseFormat, CandidateWeight, DeviceProfile, Event, Failure, FailureKind, LengthStats, Measured, Observer, Outcome,
-    SiloId, SiloProfile, Stop, Task, Trainer, Update, Work,
+    CandidateWeight, DeviceProfile, Event, Failure, FailureKind, LengthStats, Measured, Observer, Outcome, SiloId,
+    SiloProfile, Stop, Task, Trainer, Update, Work,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,6 +23,10 @@ pub struct SiloSettings {
     /// Bandwidth of its link in Mbit/s.
     pub bandwidth_mbps: f64,
 }
+
+/// Memory that a silo may take beyond its own before its work is lost, as a share. Simulated silos share one process,
+/// whose first work pays for buffers that later work finds: a result must not hang on that.
+const OVERRUN: f64 = 1.25;
 
 /// Trains on one silo's data in this process.
 pub struct SiloTrainer {
@@ -58,7 +62,7 @@ impl SiloTrainer {
             (tokens, loss, steps) = (tokens + report.tokens, loss + report.loss, report.step);
             on_step(report);
         };
-        let encoder = self.base.encoder(base_format(&task.work))?;
+        let encoder = self.base.encoder(task.work.base_format())?;
         let head = self.base.outline().head_module;
         let start = Instant::now();
         let (peak, outcome) = peak_of(&*self.meter, || match &task.work {
@@ -73,20 +77,6 @@ impl SiloTrainer {
         let compute_s = start.elapsed().as_secs_f64();
         let loss = loss / f64::max(steps as f64, 1.0);
         Ok((outcome?, Measured { steps, tokens, loss, compute_s, peak_bytes: encoder.bytes() + peak }))
-    }
-}
-
-fn base_format(work: &Work) -> BaseFormat {
-    match work {
-        Work::Probe(work) => work.base_format,
-        Work::Train(work) => work.base_format,
-    }
-}
-
-fn steps(work: &Work) -> usize {
-    match work {
-        Work::Probe(work) => work.steps,
-        Work::Train(work) => work.steps,
     }
 }
 
@@ -109,12 +99,18 @@ impl Trainer for SiloTrainer {
                 round: task.round,
                 silo: task.silo.clone(),
                 step: report.step,
-                steps: steps(&task.work),
+                steps: task.work.steps(),
                 loss: report.loss,
                 tokens: report.tokens,
             });
         };
         match self.work(task, stop, &mut on_step) {
+            Ok((_, measured)) if measured.peak_bytes as f64 > OVERRUN * (self.settings.memory_mib << 20) as f64 => {
+                let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+                let (took, has) = (mib(measured.peak_bytes), self.settings.memory_mib);
+                let reason = format!("took {took:.1} MiB of its {has} MiB; a real silo of that size would have failed");
+                Err(Failure::of(task, FailureKind::OutOfMemory, reason))
+            }
             Ok((outcome, measured)) => Ok(Update {
                 round: task.round,
                 silo: task.silo.clone(),

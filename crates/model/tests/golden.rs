@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use candle_core::{Device, Tensor, Var};
-use fedpipe_core::{Adapter, BaseFormat, Matrix, WeightId};
+use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, WeightId};
 use fedpipe_model::BaseModel;
 use fedpipe_model::adapter::{Adapters, Attached, Trainable};
+use fedpipe_model::data::TextEncoder;
 use fedpipe_model::ops::{LoraFactors, Ops, cross_entropy};
 use fedpipe_model::task::ClassificationHead;
 use std::collections::{BTreeMap, HashMap};
@@ -140,4 +141,67 @@ fn a_peft_adapter_gives_the_same_logits_loss_and_gradients() {
         }
         assert_eq!(checked, golden.keys().filter(|k| k.starts_with("lora.grad.")).count());
     }
+}
+
+/// The real model over its own tokenizer: token ids, pooled states and logits of eight texts.
+#[test]
+fn the_real_minilm_agrees_with_transformers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/models/all-MiniLM-L6-v2");
+    if !folder.join("model.safetensors").is_file() {
+        eprintln!("SKIPPED: assets/ is not there; `make assets` fetches it");
+        return;
+    }
+    let fixture: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture("minilm.json")).unwrap()).unwrap();
+    let base = BaseModel::open(&folder).unwrap();
+    let max_length = fixture["max_length"].as_u64().unwrap() as usize;
+    let tokens = TextEncoder::open(&folder, max_length, base.outline().vocabulary).unwrap();
+    // `scripts/golden_minilm.py` sets the head to weight[i, j] = sin(1 + 384·i + j), bias 0, 4 labels.
+    let weight: Vec<f32> = (0..4 * 384).map(|k| (1.0 + f64::from(k)).sin() as f32).collect();
+    let head = [
+        ("classifier.weight".to_string(), Tensor::from_vec(weight, (4, 384), &Device::Cpu).unwrap()),
+        ("classifier.bias".to_string(), Tensor::zeros((1, 4), candle_core::DType::F32, &Device::Cpu).unwrap()),
+    ];
+    let classifier = ClassificationHead::new("classifier", &head.into()).unwrap();
+    let encoder = base.encoder(BaseFormat::F32).unwrap();
+    let cases = fixture["cases"].as_array().unwrap();
+    let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();
+    let batch = tokens.texts(&texts).unwrap();
+    let pooled = encoder.pooled(Ops::Fast, &batch.ids, &batch.offsets.clone().into(), &Adapters::none()).unwrap();
+    let logits = classifier.logits(&pooled).unwrap();
+    for (i, case) in cases.iter().enumerate() {
+        let numbers = |key: &str| -> Vec<f32> {
+            case[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+        };
+        let ids: Vec<u32> = case["input_ids"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect();
+        assert_eq!(batch.text(i), ids, "{}", texts[i]);
+        let expected = |key: &str| Tensor::new(numbers(key), &Device::Cpu).unwrap();
+        assert_close("pooled", &pooled.get(i).unwrap().narrow(0, 0, 8).unwrap(), &expected("pooled_first_8"), 1e-4);
+        assert_close("logits", &logits.get(i).unwrap(), &expected("logits"), 1e-4);
+    }
+}
+
+/// Dropout is drawn for what trains: factors that are only applied stay whole, and have no gradient.
+#[test]
+fn dropout_spares_what_does_not_train() {
+    let golden = golden();
+    let batch = batch(&golden);
+    let base = BaseModel::open(&fixture("bert-tiny")).unwrap();
+    let encoder = base.encoder(BaseFormat::F32).unwrap();
+    let weights = &base.outline().candidates[..2];
+    let factors = |c: &CandidateWeight| {
+        let filled = |rows, cols| Matrix::from_fn(rows, cols, |i, j| 0.05 * ((i * 7 + j * 3) as f32).sin());
+        (c.id.clone(), LowRank::new(filled(2, c.inputs), filled(c.outputs, 2)).unwrap())
+    };
+    let pooled = |trained: &[CandidateWeight], fixed: &[CandidateWeight], dropout: f64| {
+        let adapter = Adapter { scaling: 2.0, factors: trained.iter().map(factors).collect(), head: BTreeMap::new() };
+        let trainable = Trainable::new(&adapter).unwrap();
+        let mut adapters = trainable.attached(&fixed.iter().map(factors).collect()).unwrap();
+        adapters.set_dropout(dropout, Seed(3));
+        encoder.pooled(Ops::Fast, &batch.ids, &batch.offsets, &adapters).unwrap()
+    };
+    let (whole, dropped) = (pooled(&[], weights, 0.0), pooled(&[], weights, 0.5));
+    assert_eq!(flat(&whole), flat(&dropped));
+    assert!(!whole.track_op(), "constants were recorded for backward");
+    assert_eq!(flat(&pooled(weights, &[], 0.0)), flat(&whole));
+    assert_ne!(flat(&pooled(weights, &[], 0.5)), flat(&whole));
 }

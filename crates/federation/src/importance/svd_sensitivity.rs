@@ -1,7 +1,7 @@
 //! FedPipe's measure: sensitivity of adapters in singular-value form.
 
 use super::{ImportanceMeasure, Probe, ProbeSettings};
-use crate::plan::{AdapterLoad, format_penalty, memory};
+use crate::plan::{AdapterLoad, format_penalty, memory, memory_aim};
 use fedpipe_core::{BaseFormat, Head, ModelSpec, ProbeWork, SiloProfile};
 
 /// β1 and β2 of AdaLoRA (arXiv 2303.10512, §4 and its code).
@@ -33,7 +33,7 @@ impl ImportanceMeasure for SvdSensitivity {
                 let Some(needs) = probe_bytes(model, profile, settings.rank, batch, format) else { continue };
                 least = least.min(needs);
                 let worth = menu.batch_term(batch) - format_penalty(format);
-                if needs <= profile.budget_bytes() as f64 && best.is_none_or(|(most, ..)| worth > most) {
+                if needs <= memory_aim(profile) && best.is_none_or(|(most, ..)| worth > most) {
                     best = Some((worth, batch, format));
                 }
             }

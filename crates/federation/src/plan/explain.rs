@@ -1,7 +1,7 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
-use super::DEADLINE_SHARE;
 use super::choose::{Choice, Ranking, SiloProblem};
+use super::{DEADLINE_SHARE, MEMORY_SHARE};
 use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
@@ -106,10 +106,11 @@ fn binding(problem: &SiloProblem<'_>, best: &Choice, deadline_s: f64) -> String 
     let over_time = next.iter().any(|choice| choice.time.total() > problem.time_budget);
     let left = |used: f64, budget: f64| 100.0 * (1.0 - used / budget);
     let memory = format!(
-        "{:.1} of {:.0} MiB used, {:.1} % left",
+        "{:.1} of {:.1} MiB used, {:.1} % left ({:.0} % of its memory)",
         best.memory.total() / MIB,
         problem.memory_budget / MIB,
-        left(best.memory.total(), problem.memory_budget)
+        left(best.memory.total(), problem.memory_budget),
+        100.0 * MEMORY_SHARE
     );
     let time = format!(
         "{:.1} of {:.1} s used, {:.1} % left ({:.0} % of the deadline of {:.1} s)",

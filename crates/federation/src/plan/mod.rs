@@ -14,6 +14,14 @@ use std::collections::BTreeMap;
 /// Share of the deadline that plans aim at, so that a round of longer texts than usual does not make a silo late.
 pub const DEADLINE_SHARE: f64 = 0.9;
 
+/// Share of a silo's memory that plans aim at, so that a batch of longer texts than usual still fits.
+pub const MEMORY_SHARE: f64 = 0.95;
+
+/// Bytes that a plan for the silo may take: [`MEMORY_SHARE`] of its memory.
+pub(crate) fn memory_aim(profile: &SiloProfile) -> f64 {
+    MEMORY_SHARE * profile.budget_bytes() as f64
+}
+
 /// When a round ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Deadline {
@@ -48,8 +56,9 @@ pub enum PlanError {
     /// Not even a head alone on the smallest batch fits the memory.
     #[error(
         "silo {silo}: the smallest plan (head only, smallest batch, leanest base format) takes {needs_mib:.1} MiB, \
-         {short_mib:.1} MiB more than its memory of {budget_mib} MiB; raise its memory_mib, allow a smaller batch or a base \
-         format of fewer bits, or shorten max_length"
+         {short_mib:.1} MiB more than plans may take of its {budget_mib} MiB ({:.0} %); raise its memory_mib, allow a smaller batch or a base \
+         format of fewer bits, or shorten max_length",
+        100.0 * MEMORY_SHARE
     )]
     Memory {
         /// Which silo.
@@ -139,7 +148,7 @@ fn problem<'a>(
         local_steps: settings.local_steps,
         value_bytes: settings.value_bytes,
     };
-    SiloProblem { cost, importance, menu: &settings.menu, memory_budget: profile.budget_bytes() as f64, time_budget }
+    SiloProblem { cost, importance, menu: &settings.menu, memory_budget: memory_aim(profile), time_budget }
 }
 
 /// [`Deadline::Auto`] in seconds, and how it came about.
@@ -175,7 +184,7 @@ fn refusal(profile: &SiloProfile, deadline_s: f64, shortfall: Shortfall) -> Plan
     match shortfall {
         Shortfall::Memory { needs } => {
             let needs_mib = needs / f64::from(1 << 20);
-            let short_mib = needs_mib - profile.memory_mib as f64;
+            let short_mib = needs_mib - MEMORY_SHARE * profile.memory_mib as f64;
             PlanError::Memory { silo, needs_mib, short_mib, budget_mib: profile.memory_mib }
         }
         Shortfall::Time { needs: needs_s } => {

@@ -64,8 +64,8 @@ fn an_impossible_memory_says_by_how_much_and_what_to_do() {
     // Head alone, batch 2, nf4: 600 + 4·(8 + 2·4·8) + 12·8 + 40,000·50 + 1000 = 2,001,984 bytes = 1.909 MiB.
     assert_eq!(
         error.to_string(),
-        "silo tiny: the smallest plan (head only, smallest batch, leanest base format) takes 1.9 MiB, 0.9 MiB more than its \
-         memory of 1 MiB; raise its memory_mib, allow a smaller batch or a base format of fewer bits, or shorten max_length"
+        "silo tiny: the smallest plan (head only, smallest batch, leanest base format) takes 1.9 MiB, 1.0 MiB more than \
+         plans may take of its 1 MiB (95 %); raise its memory_mib, allow a smaller batch or a base format of fewer bits, or shorten max_length"
     );
 }
 
@@ -174,7 +174,7 @@ Base model: toy with 2 layers and 1000 parameters. A round ends after 100.0 s: g
 | **predicted in all** | 12.05 |
 
 - batch 8 over f32, 2 weights adapted: objective 1.1000
-- no budget binds, the menu offers nothing larger: 0.0 of 1 MiB used, 97.4 % left; 12.1 of 90.0 s used, 86.6 % left (90 % of \
+- no budget binds, the menu offers nothing larger: 0.0 of 0.9 MiB used, 97.3 % left (95 % of its memory); 12.1 of 90.0 s used, 86.6 % left (90 % of \
 the deadline of 100.0 s)
 - the best plan with another base format is nf4 at batch 8: objective 1.0700
 - the best plan with another batch is 4 over f32: objective 1.0500

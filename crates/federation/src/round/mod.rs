@@ -96,11 +96,11 @@ pub struct Identification {
     pub seconds: f64,
 }
 
-/// A run before its first round. The adapter is the head alone: nothing is adapted until the first merge. `scaling` is
-/// PEFT's alpha / r.
+/// A run before its first round. The adapter is the head alone: nothing is adapted until the first merge. `inputs` is
+/// [`RunState::inputs`], `scaling` is PEFT's alpha / r.
 pub fn start(
     method: &dyn Method,
-    seed: Seed,
+    (seed, inputs): (Seed, String),
     profiles: BTreeMap<SiloId, SiloProfile>,
     identification: Identification,
     plan: Plan,
@@ -110,6 +110,7 @@ pub fn start(
         version: RUN_STATE_VERSION,
         method: method.name().into(),
         seed,
+        inputs,
         round: 0,
         profiles,
         importance: identification.importance,
@@ -236,9 +237,7 @@ impl Engine<'_> {
             }
         }
         if probing && scores.is_empty() {
-            self.warn(
-                "no silo scored the weights, so all of them count the same; give one silo more memory_mib".into(),
-            );
+            self.warn("no silo scored the weights, so all of them count the same".into());
         }
         let importance = measure.combine(model, &scores);
         self.observer.observe(&Event::Identified { importance: importance.clone() });

@@ -80,7 +80,7 @@ impl Federation {
             deadline: Deadline::Seconds(DEADLINE_S),
         };
         let plan = plan(&model, &profiles, &identified.importance, &settings).unwrap();
-        start(&self.method, Seed(42), profiles, identified, plan, (1.0, head()))
+        start(&self.method, (Seed(42), "inputs".into()), profiles, identified, plan, (1.0, head()))
     }
 
     fn identify(&self, measure: &dyn ImportanceMeasure, profiles: &BTreeMap<SiloId, SiloProfile>) -> Identification {

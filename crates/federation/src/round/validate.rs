@@ -1,7 +1,8 @@
 //! What comes from a silo is checked before it counts. Every check says what was wrong, for the failure's record.
 
 use fedpipe_core::{
-    Adapter, Failure, FailureKind, Matrix, ModelSpec, Outcome, SiloId, SiloProfile, Task, Tensors, Update, Work,
+    Adapter, DeviceProfile, Failure, FailureKind, Matrix, ModelSpec, Outcome, SiloId, SiloProfile, Task, Tensors,
+    Update, Work,
 };
 
 /// A profile that the planner can work with.
@@ -13,6 +14,8 @@ pub(super) fn profile(silo: &SiloId, profile: SiloProfile) -> Result<SiloProfile
         "it has no training examples".into()
     } else if !positive(profile.lengths.mean) || !profile.lengths.deviation.is_finite() {
         format!("its texts have {} tokens on average", profile.lengths.mean)
+    } else if !coefficients(&profile).all(|value| value.is_finite() && value >= 0.0) {
+        "its measured profile has a coefficient below zero or none at all".into()
     } else if !positive(profile.speed) {
         format!("its speed is {}", profile.speed)
     } else if !positive(profile.bandwidth_mbps) {
@@ -21,6 +24,20 @@ pub(super) fn profile(silo: &SiloId, profile: SiloProfile) -> Result<SiloProfile
         return Ok(profile);
     };
     Err(Failure { silo: silo.clone(), round: 0, kind: FailureKind::Invalid, reason: fault })
+}
+
+fn coefficients(profile: &SiloProfile) -> impl Iterator<Item = f64> {
+    let DeviceProfile { memory, time, adapter_s_per_token_rank, step_overhead_s, .. } = &profile.device;
+    let per_format = time.values().flat_map(|t| [t.forward_s_per_token_layer, t.backward_s_per_token_layer]);
+    let others = [
+        memory.layer_bytes_per_token,
+        memory.workspace_bytes_per_token,
+        memory.adapter_bytes_per_token_rank,
+        memory.fixed_bytes,
+        *adapter_s_per_token_rank,
+        *step_overhead_s,
+    ];
+    per_format.chain(others)
 }
 
 /// That the update answers this task of this silo.
@@ -37,6 +54,10 @@ pub(super) fn header(task: &Task, profile: &SiloProfile, update: &Update) -> Res
     let measured = &update.measured;
     if !measured.loss.is_finite() || !measured.compute_s.is_finite() || measured.compute_s < 0.0 {
         return Err(format!("its loss is {} after {} s", measured.loss, measured.compute_s));
+    }
+    if measured.steps != task.work.steps() || measured.tokens == 0 {
+        let steps = task.work.steps();
+        return Err(format!("it made {} of {steps} steps over {} tokens", measured.steps, measured.tokens));
     }
     Ok(())
 }

@@ -9,7 +9,6 @@ use fedpipe_model::BaseModel;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
 
 #[derive(Serialize)]
 struct Inspection {
@@ -38,22 +37,13 @@ struct Weights {
 
 /// Prints what a base model is made of.
 pub fn inspect(args: &InspectArgs) -> Result<(), AppError> {
-    let base = open_model(&source(&args.model))?;
+    let base = open_model(&ModelSource::named(&args.model))?;
     let inspection = inspection(&base);
     let text = match args.json {
         true => serde_json::to_string_pretty(&inspection).map_err(AppError::other)?,
         false => text(&inspection),
     };
     writeln!(std::io::stdout().lock(), "{}", text.trim_end()).map_err(AppError::output)
-}
-
-/// A folder when there is one, else a repository of the hub if it looks like one.
-fn source(model: &str) -> ModelSource {
-    let is_repository = !Path::new(model).exists() && model.split('/').filter(|part| !part.is_empty()).count() == 2;
-    match is_repository && !model.starts_with(['.', '/']) {
-        true => ModelSource::Hub { hub: model.into(), revision: "main".into() },
-        false => ModelSource::Path { path: model.into() },
-    }
 }
 
 fn inspection(base: &BaseModel) -> Inspection {

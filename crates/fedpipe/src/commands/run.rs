@@ -17,6 +17,7 @@ pub fn run(args: &RunArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError> {
     let stop = Stop::default();
     stop_on_interrupt(&stop).map_err(AppError::other)?;
     // Everything that a user may have got wrong is read before a folder is made.
+    let resumed = args.resume.is_some();
     let (config, setup, run_dir) = match (&args.resume, &args.config) {
         (Some(dir), _) => {
             let run_dir = RunDir::resume(dir)?;
@@ -45,7 +46,9 @@ pub fn run(args: &RunArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError> {
         }
         Err(error) => {
             drop(observer);
-            run_dir.discard_unless_begun();
+            if !resumed {
+                run_dir.discard_unless_begun();
+            }
             Err(error)
         }
     }

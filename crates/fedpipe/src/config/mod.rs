@@ -80,6 +80,17 @@ pub enum ModelSource {
     },
 }
 
+impl ModelSource {
+    /// A folder when there is one of that name, else a repository of the hub if it looks like one (`owner/name`).
+    pub fn named(name: &str) -> Self {
+        let is_repository = !Path::new(name).exists() && name.split('/').filter(|part| !part.is_empty()).count() == 2;
+        match is_repository && !name.starts_with(['.', '/']) {
+            true => Self::Hub { hub: name.into(), revision: "main".into() },
+            false => Self::Path { path: name.into() },
+        }
+    }
+}
+
 /// `[task]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TaskConfig {

@@ -17,8 +17,8 @@ impl Narrator {
     /// What there is to say about an event; empty for most.
     pub fn tell(&mut self, event: &Event) -> String {
         match event {
-            Event::Started { method, seed, rounds, completed } => {
-                self.rounds = *rounds;
+            Event::Started { method, seed, rounds, completed, clock_s } => {
+                (self.rounds, self.clock_s) = (*rounds, *clock_s);
                 match completed {
                     0 => format!("{method}: {rounds} rounds, seed {seed}"),
                     _ => format!("{method}: going on after round {completed} of {rounds}, seed {seed}"),

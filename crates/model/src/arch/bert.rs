@@ -19,6 +19,11 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 
 const PREFIX: &str = "bert.";
 
+// Far above any model of this architecture, and small enough that no product of two overflows.
+const MAX_LAYERS: usize = 1 << 10;
+const MAX_WIDTH: usize = 1 << 17;
+const MAX_ROWS: usize = 1 << 24;
+
 struct Config {
     hidden: usize,
     layers: usize,
@@ -56,6 +61,19 @@ impl Config {
         for key in ["is_decoder", "add_cross_attention"] {
             if folder.config_bool(key)?.unwrap_or(false) {
                 return refuse(key, "is true; only encoders are supported".into());
+            }
+        }
+        let sizes = [
+            ("num_hidden_layers", config.layers, MAX_LAYERS),
+            ("hidden_size", config.hidden, MAX_WIDTH),
+            ("intermediate_size", config.intermediate, MAX_WIDTH),
+            ("vocab_size", config.vocabulary, MAX_ROWS),
+            ("max_position_embeddings", config.positions, MAX_ROWS),
+            ("type_vocab_size", config.segments, MAX_ROWS),
+        ];
+        for (key, size, largest) in sizes {
+            if !(1..=largest).contains(&size) {
+                return refuse(key, format!("is {size}; sizes from 1 to {largest} are supported"));
             }
         }
         if config.heads == 0 || !config.hidden.is_multiple_of(config.heads) {

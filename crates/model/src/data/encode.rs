@@ -77,6 +77,10 @@ impl TextEncoder {
 
     fn tokens(&self, text: &str) -> Result<Vec<u32>, DataError> {
         match self.tokenizer.encode_fast(text, true) {
+            Ok(encoding) if encoding.is_empty() => Err(DataError::Tokenizer {
+                path: self.path.clone(),
+                reason: format!("it makes no token of {text:?}; a classifier needs at least one, such as [CLS]"),
+            }),
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(e) => Err(DataError::Tokenizer { path: self.path.clone(), reason: format!("it refuses a text: {e}") }),
         }

@@ -102,6 +102,17 @@ pub enum IoError {
 }
 
 impl IoError {
+    /// Whether the system failed, such as by a full disk, rather than the user naming something that cannot be used.
+    pub fn is_systems(&self) -> bool {
+        use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+        match self {
+            Self::File { source, .. } => {
+                !matches!(source.kind(), NotFound | PermissionDenied | IsADirectory | NotADirectory)
+            }
+            _ => false,
+        }
+    }
+
     /// For `map_err`: an operating system's error at `path`.
     pub(super) fn at(path: &Path) -> impl Fn(std::io::Error) -> Self {
         move |source| Self::File { path: path.into(), source }

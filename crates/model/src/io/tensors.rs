@@ -117,7 +117,7 @@ pub fn write_tensors<'a>(
     // The library replaces the file by a temporary one, which only its owner may read.
     let permissions = File::create(path).and_then(|file| file.metadata()).map_err(IoError::at(path))?.permissions();
     safetensors::serialize_to_file(tensors, Some(metadata), path)
-        .map_err(|e| IoError::Safetensors { path: path.into(), reason: format!("cannot be written: {e}") })?;
+        .map_err(|e| IoError::File { path: path.into(), source: std::io::Error::other(e) })?;
     fs::set_permissions(path, permissions).map_err(IoError::at(path))
 }
 

@@ -144,10 +144,7 @@ impl LoraLinear {
     fn low_gradient(&self, dy: &[f32], b: &[f32]) -> Vec<f32> {
         let outputs = self.base.weight.rows();
         let (tokens, rank) = (dy.len() / outputs, b.len() / outputs);
-        let mut du = vec![0.0; tokens * rank];
-        let (dy, b) = (Matrix::new(tokens, outputs, dy), Matrix::new(outputs, rank, b));
-        matmul(dy, b, self.scaling, Write::Overwrite, &mut du);
-        du
+        product(Matrix::new(tokens, outputs, dy), Matrix::new(outputs, rank, b), self.scaling)
     }
 
     /// dx += du·A.
@@ -172,10 +169,14 @@ impl LoraLinear {
 
 /// x·Aᵀ `[tokens, rank]`.
 fn low(x: &[f32], tokens: usize, a: &[f32], rank: usize, inputs: usize) -> Vec<f32> {
-    let mut u = vec![0.0; tokens * rank];
-    let (x, a) = (Matrix::new(tokens, inputs, x), Matrix::new(rank, inputs, a));
-    matmul(x, a.transposed(), 1.0, Write::Overwrite, &mut u);
-    u
+    product(Matrix::new(tokens, inputs, x), Matrix::new(rank, inputs, a).transposed(), 1.0)
+}
+
+/// scale · left·right.
+fn product(left: Matrix<'_>, right: Matrix<'_>, scale: f32) -> Vec<f32> {
+    let mut output = vec![0.0; left.rows() * right.columns()];
+    matmul(left, right, scale, Write::Overwrite, &mut output);
+    output
 }
 
 impl CustomOp3 for LoraLinear {
@@ -212,22 +213,31 @@ impl CustomOp3 for LoraLinear {
         let (rank, inputs) = a.dims2()?;
         let outputs = self.base.weight.rows();
         let tokens = x.dims()[0];
-        let (mut da, mut db) = (vec![0.0; rank * inputs], vec![0.0; outputs * rank]);
-        let dx = slices::with(dy, |dy| {
+        let (dx, da, db) = slices::with(dy, |dy| {
             let du = slices::with(b, |b| Ok(self.low_gradient(dy, b)))?;
-            slices::with(a, |a| {
-                slices::with(x, |x| {
-                    let u = low(x, tokens, a, rank, inputs);
-                    let (x, u) = (Matrix::new(tokens, inputs, x), Matrix::new(tokens, rank, &u));
-                    matmul(Matrix::new(tokens, rank, &du).transposed(), x, 1.0, Write::Overwrite, &mut da);
-                    let dy = Matrix::new(tokens, outputs, dy);
-                    matmul(dy.transposed(), u, self.scaling, Write::Overwrite, &mut db);
-                    Ok(())
+            slices::with(a, |a_values| {
+                let dx = x.track_op().then(|| self.input_gradient(dy, &du, a_values));
+                // Factors that are only applied have no gradient, and none is computed.
+                let (da, db) = slices::with(x, |x| {
+                    let da = a.track_op().then(|| {
+                        let du = Matrix::new(tokens, rank, &du).transposed();
+                        product(du, Matrix::new(tokens, inputs, x), 1.0)
+                    });
+                    let db = b.track_op().then(|| {
+                        let u = low(x, tokens, a_values, rank, inputs);
+                        product(
+                            Matrix::new(tokens, outputs, dy).transposed(),
+                            Matrix::new(tokens, rank, &u),
+                            self.scaling,
+                        )
+                    });
+                    Ok((da, db))
                 })?;
-                Ok(x.track_op().then(|| self.input_gradient(dy, &du, a)))
+                Ok((dx, da, db))
             })
         })?;
-        let dx = dx.map(|dx| slices::tensor(dx, x.shape())).transpose()?;
-        Ok((dx, Some(slices::tensor(da, (rank, inputs))?), Some(slices::tensor(db, (outputs, rank))?)))
+        let tensor =
+            |values: Option<Vec<f32>>, like: &Tensor| values.map(|v| slices::tensor(v, like.shape())).transpose();
+        Ok((tensor(dx, x)?, tensor(da, a)?, tensor(db, b)?))
     }
 }

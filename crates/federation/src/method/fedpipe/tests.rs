@@ -63,6 +63,7 @@ fn state() -> RunState {
         bytes_down: 0,
         clock_s: 0.0,
         wall_s: 0.0,
+        inputs: String::new(),
     }
 }
 
