@@ -126,8 +126,10 @@ pub struct Adapter {
     pub head: Head,
 }
 
-const A_SUFFIX: &str = ".lora_A.weight";
-const B_SUFFIX: &str = ".lora_B.weight";
+/// How PEFT ends the name of a factor A.
+pub const A_SUFFIX: &str = ".lora_A.weight";
+/// How PEFT ends the name of a factor B.
+pub const B_SUFFIX: &str = ".lora_B.weight";
 
 impl Adapter {
     /// Number of trained values: factors and head.

@@ -15,7 +15,7 @@ mod seed;
 mod state;
 mod task;
 
-pub use adapter::{Adapter, AdapterError, Head, LowRank, Tensors};
+pub use adapter::{A_SUFFIX, Adapter, AdapterError, B_SUFFIX, Head, LowRank, Tensors};
 pub use contract::{
     Aggregator, Clock, Codec, CodecError, FoldError, Method, Observer, Stop, Trainer, Transport, WeightedFactors,
 };

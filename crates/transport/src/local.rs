@@ -39,7 +39,7 @@ impl LocalTransport {
         Self { trainers, parallel: 1, stall_timeout: DEFAULT_STALL_TIMEOUT, left_behind: Mutex::default() }
     }
 
-    /// As many silos at once; at least one.
+    /// As many silos at once; at least one. What a silo then measures of time and memory includes its neighbours.
     #[must_use]
     pub fn with_parallel(mut self, parallel: usize) -> Self {
         self.parallel = parallel.max(1);

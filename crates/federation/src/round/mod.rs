@@ -317,12 +317,8 @@ impl Engine<'_> {
             let silo = task.silo.clone();
             sent.push(message::send(self.codec, task).map_err(|reason| RoundError::Message { silo, reason })?);
         }
-        let steps = |task: &Task| match &task.work {
-            Work::Probe(probe) => probe.steps,
-            Work::Train(train) => train.steps,
-        };
         let round = sent.first().map_or(0, |(task, _)| task.round);
-        let cohort = sent.iter().map(|(task, _)| (task.silo.clone(), steps(task))).collect();
+        let cohort = sent.iter().map(|(task, _)| (task.silo.clone(), task.work.steps())).collect();
         self.observer.observe(&Event::RoundStarted { round, cohort });
         let tasks = sent.iter().map(|(task, _)| task.clone()).collect();
         let mut answers = self.transport.exchange(tasks, self.observer, self.stop).into_iter();

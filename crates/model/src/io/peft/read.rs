@@ -3,7 +3,7 @@
 use super::config::Config;
 use super::{AdapterInfo, CONFIG, HEADS, INFO, PREFIX, WEIGHTS, read_info};
 use crate::io::{IoError, TensorFile};
-use fedpipe_core::{Adapter, LowRank, Matrix, Tensors, WeightId};
+use fedpipe_core::{A_SUFFIX, Adapter, B_SUFFIX, LowRank, Matrix, Tensors, WeightId};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -42,7 +42,7 @@ fn tensors(file: &TensorFile) -> Result<Tensors, IoError> {
     let mut tensors = Tensors::new();
     for stored in file.names() {
         let name = stored.strip_prefix(PREFIX).unwrap_or(&stored);
-        let is_factor = name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
+        let is_factor = name.ends_with(A_SUFFIX) || name.ends_with(B_SUFFIX);
         let is_head = name.split('.').next().is_some_and(|first| HEADS.contains(&first));
         if !is_factor && !is_head {
             return Err(IoError::adapter(

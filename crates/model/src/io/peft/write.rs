@@ -4,7 +4,7 @@ use super::{AdapterInfo, CONFIG, HEADS, INFO, NO_TARGETS, PREFIX, WEIGHTS, info_
 use crate::io::IoError;
 use crate::io::folder::{write_folder, write_json, write_text};
 use crate::io::tensors::{LazyTensor, write_tensors};
-use fedpipe_core::{Adapter, Matrix, WeightId};
+use fedpipe_core::{A_SUFFIX, Adapter, B_SUFFIX, Matrix, WeightId};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,8 +56,8 @@ pub fn write_serving(target: &Path, adapter: &Adapter, base_model: &str) -> Resu
         let padded_a = Matrix::from_fn(rank, a.cols(), |i, j| if i < a.rows() { a.row(i)[j] } else { 0.0 });
         let padded_b =
             Matrix::from_fn(b.rows(), rank, |i, j| if j < b.cols() { adapter.scaling * b.row(i)[j] } else { 0.0 });
-        tensors.insert(format!("{weight}.lora_A.weight"), padded_a);
-        tensors.insert(format!("{weight}.lora_B.weight"), padded_b);
+        tensors.insert(format!("{weight}{A_SUFFIX}"), padded_a);
+        tensors.insert(format!("{weight}{B_SUFFIX}"), padded_b);
     }
     let uniform = Ranks { rank, others: Map::new() };
     let config = config(adapter, base_model, &uniform, 1.0, Value::Null);
