@@ -1,6 +1,7 @@
 //! FedPipe fine-tunes a language model on data that stays where it is, with a plan made for every site.
 //!
-//! The binary `fedpipe` is a thin shell over this library.
+//! The binary `fedpipe` is a thin shell over this library. To embed a run: read a [`Config`], load its [`Setup`], make a
+//! [`RunDir`] and call [`run::run`] with an [`Observer`] that hears every [`Event`] and a [`Stop`] that can end it.
 
 pub mod checkpoint;
 pub mod cli;
@@ -19,3 +20,10 @@ pub mod run_dir;
 pub mod setup;
 pub mod summary;
 pub mod trained;
+
+pub use config::Config;
+pub use fedpipe_core::{Event, Observer, Stop};
+pub use fedpipe_model::HeapMeter;
+pub use run::{Ending, Surroundings};
+pub use run_dir::RunDir;
+pub use setup::Setup;
