@@ -98,12 +98,15 @@ mod tests {
     use super::*;
     use std::alloc::System;
 
-    /// The option's number is the C library's: a new release might count otherwise.
+    /// The option's number is the C library's, and a new release might count otherwise: before, it holds the default of
+    /// the purge delay, a second.
     #[test]
     fn memory_is_kept_from_then_on() {
-        keep_freed_memory();
         // SAFETY: reading an option reads one integer.
-        assert_eq!(unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) }, -1);
+        let delay_ms = || unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
+        assert_eq!(delay_ms(), 1000);
+        keep_freed_memory();
+        assert_eq!(delay_ms(), -1);
     }
 
     #[test]
