@@ -1,9 +1,7 @@
 //! A dense matrix of `f32`, for factors that travel and are merged; not for a model's arithmetic.
 
-use serde::{Deserialize, Serialize};
-
 /// Row-major `[rows, cols]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Matrix {
     rows: usize,
     cols: usize,

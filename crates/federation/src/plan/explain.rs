@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 const MIB: f64 = 1_048_576.0;
 
-/// One silo's line of a table in the terminal.
+/// What the Markdown says of one silo at a glance.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PlanRow {
+pub(super) struct PlanRow {
     /// Which silo.
     pub silo: SiloId,
     /// Texts in a batch.
@@ -29,7 +29,7 @@ pub struct PlanRow {
 }
 
 /// A row for every silo of the plan.
-pub fn rows(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, SiloProfile>) -> Vec<PlanRow> {
+pub(super) fn rows(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, SiloProfile>) -> Vec<PlanRow> {
     let row = |silo: &SiloPlan| PlanRow {
         silo: silo.silo.clone(),
         batch_size: silo.batch_size,
@@ -50,7 +50,7 @@ fn trainable_parameters(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) ->
 
 /// Ranks by runs of layers that have the same, from the embeddings upwards: `layers 3–5: query 8, value 8`. Layers are
 /// counted from 0, as in the names of the weights.
-pub fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
+pub(super) fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
     let mut by_layer: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for candidate in &model.candidates {
         if let Some(rank) = ranks.get(&candidate.id) {

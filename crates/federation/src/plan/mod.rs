@@ -6,7 +6,7 @@ mod explain;
 
 pub use choose::{BATCH_VALUE, Choice, Menu, Ranking, Shortfall, SiloProblem, choose, format_penalty};
 pub use cost::{AdapterLoad, CostModel, compute_time, memory};
-pub use explain::{PlanRow, grouped_ranks, markdown, rows};
+pub use explain::markdown;
 
 use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;

@@ -1,3 +1,4 @@
+use super::explain::grouped_ranks;
 use super::*;
 use fedpipe_core::{BaseFormat, CandidateWeight, Seed};
 use fedpipe_testkit::{toy_model, toy_profile};
