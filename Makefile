@@ -12,12 +12,12 @@ REFERENCE := .venv-interop/bin/python
 MODEL := assets/models/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint doc deny interop golden assets reference clean ci
+.PHONY: help demo test asan lint doc deny interop golden assets reference clean ci bench
 
 help: ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: assets ## Fine-tune the demo model across four unequal silos (about ten minutes on two cores)
+demo: assets ## Fine-tune the demo model across four unequal silos (about four minutes on two cores, and building)
 	cargo build --release -p fedpipe
 	target/release/fedpipe run examples/r8.toml --output $(DEMO_RUN)
 	@echo
@@ -27,6 +27,10 @@ demo: assets ## Fine-tune the demo model across four unequal silos (about ten mi
 
 test: assets ## Run all tests
 	cargo test --workspace
+	$(PYTHON) -m unittest discover --start-directory bench
+
+asan: ## Run the kernels' tests under AddressSanitizer
+	scripts/asan.sh
 
 lint: ## Check format and clippy, warnings denied
 	cargo fmt --all --check
@@ -49,6 +53,9 @@ endif
 	$(REFERENCE) scripts/interop.py $(INTEROP_RUN) --model $(MODEL) \
 		--data assets/data/reuters-r8-test.tsv --fedpipe target/debug/fedpipe
 
+bench: assets reference ## Measure speed and memory beside PEFT and the machine's limit (QUICK=1: a short look)
+	$(PYTHON) bench/run.py $(if $(QUICK),--quick)
+
 golden: assets reference ## Make the golden test fixtures anew with PyTorch
 	$(REFERENCE) scripts/golden_bert.py
 	$(REFERENCE) scripts/golden_minilm.py
@@ -56,11 +63,12 @@ golden: assets reference ## Make the golden test fixtures anew with PyTorch
 	$(REFERENCE) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --upgrade \
 		--target .venv-golden bitsandbytes==0.50.2
 	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_nf4.py
+	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_int8.py
 
 assets: ## Fetch the model and the data of the demo and the tests, once
 	$(PYTHON) scripts/fetch_assets.py
 
-reference: ## Make the Python environment of interop and golden (2.4 GB to download), once
+reference: ## Make the Python environment of interop, bench and golden (2.4 GB to download), once
 	PYTHON=$(PYTHON) scripts/python_env.sh
 
 clean: ## Remove what was built and the Python environments; assets and runs stay

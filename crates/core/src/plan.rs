@@ -13,6 +13,8 @@ pub enum BaseFormat {
     F32,
     /// bfloat16.
     Bf16,
+    /// Symmetric 8-bit integers, and an `f32` a row.
+    Int8,
     /// NormalFloat, 8 bits a value and an `f32` a block of 64.
     Nf8,
     /// NormalFloat, 4 bits (bit-compatible with bitsandbytes).
@@ -24,14 +26,15 @@ pub enum BaseFormat {
 }
 
 impl BaseFormat {
-    /// Every format, from the most to the fewest bits.
-    pub const ALL: [Self; 6] = [Self::F32, Self::Bf16, Self::Nf8, Self::Nf4, Self::Nf3, Self::Nf2];
+    /// Every format: plain numbers, then NormalFloat, each from the most to the fewest bits.
+    pub const ALL: [Self; 7] = [Self::F32, Self::Bf16, Self::Int8, Self::Nf8, Self::Nf4, Self::Nf3, Self::Nf2];
 
     /// The name in configurations and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
             Self::Nf8 => "nf8",
             Self::Nf4 => "nf4",
             Self::Nf3 => "nf3",
@@ -39,14 +42,47 @@ impl BaseFormat {
         }
     }
 
-    /// Bits of a NormalFloat code; `None` for plain floating point.
+    /// Bits of a NormalFloat code; `None` for plain numbers.
     pub fn code_bits(self) -> Option<u32> {
         match self {
-            Self::F32 | Self::Bf16 => None,
+            Self::F32 | Self::Bf16 | Self::Int8 => None,
             Self::Nf8 => Some(8),
             Self::Nf4 => Some(4),
             Self::Nf3 => Some(3),
             Self::Nf2 => Some(2),
+        }
+    }
+}
+
+impl BaseFormat {
+    /// How the activations of a model in this format are stored.
+    pub fn activations(self) -> ActivationFormat {
+        match self {
+            Self::F32 => ActivationFormat::F32,
+            Self::Bf16 | Self::Int8 | Self::Nf8 | Self::Nf4 | Self::Nf3 | Self::Nf2 => ActivationFormat::Bf16,
+        }
+    }
+}
+
+/// How activations are stored between forward and backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationFormat {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl ActivationFormat {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// Bytes of a value.
+    pub fn value_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
         }
     }
 }
@@ -68,7 +104,8 @@ pub struct MemoryTerms {
     pub gradients: f64,
     /// AdamW's two moments of what trains.
     pub optimizer: f64,
-    /// Kept from forward to backward, from the lowest adapted layer upwards.
+    /// Kept from forward to backward, from the lowest adapted layer upwards; with recomputation the input of each of these
+    /// layers and the inside of one.
     pub activations: f64,
     /// Temporary tensors at the peak.
     pub workspace: f64,
@@ -86,7 +123,7 @@ impl MemoryTerms {
 pub struct TimeTerms {
     /// Forward passes.
     pub forward: f64,
-    /// Backward passes through the base.
+    /// Backward passes through the base, with what they compute again.
     pub backward: f64,
     /// Adapters, both ways.
     pub adapter: f64,
@@ -114,6 +151,8 @@ pub struct SiloPlan {
     pub batch_size: usize,
     /// Format of the frozen weights.
     pub base_format: BaseFormat,
+    /// Whether the backward pass computes the inside of the adapted layers again instead of keeping it.
+    pub recompute: bool,
     /// Rank of every weight that trains; a weight that is not here does not train.
     pub ranks: BTreeMap<WeightId, usize>,
     /// Predicted memory.

@@ -1,6 +1,6 @@
 //! What a silo tells the server when it enrols: its hardware, its link and the outline of its data.
 
-use crate::{BaseFormat, SiloId};
+use crate::{ActivationFormat, BaseFormat, SiloId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -37,6 +37,8 @@ impl LengthStats {
 pub struct MemoryCoefficients {
     /// Bytes a token that stay live from forward to backward, for each layer from the lowest adapted one upwards.
     pub layer_bytes_per_token: f64,
+    /// Bytes a token of the input of a layer: all of the layer that stays live when its inside is computed again.
+    pub layer_input_bytes_per_token: f64,
     /// Bytes a token of temporary tensors at the moment of the peak, whatever the depth.
     pub workspace_bytes_per_token: f64,
     /// Bytes a token and unit of rank that one adapted weight keeps for backward.
@@ -59,8 +61,8 @@ pub struct TimeCoefficients {
 pub struct DeviceProfile {
     /// Processor, threads and kernel path.
     pub device: String,
-    /// Memory of a step.
-    pub memory: MemoryCoefficients,
+    /// Memory of a step by format of the activations.
+    pub memory: BTreeMap<ActivationFormat, MemoryCoefficients>,
     /// Time of a step by base format.
     pub time: BTreeMap<BaseFormat, TimeCoefficients>,
     /// Seconds a token and unit of rank for one adapted weight, forward and backward.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Version of [`RunState`] in checkpoints.
-pub const RUN_STATE_VERSION: u32 = 1;
+pub const RUN_STATE_VERSION: u32 = 2;
 
 /// Quality of the federation's model on held-out examples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

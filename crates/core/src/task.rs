@@ -75,6 +75,8 @@ pub struct TrainWork {
     pub fixed: BTreeMap<WeightId, LowRank>,
     /// Format of the frozen weights.
     pub base_format: BaseFormat,
+    /// Whether the backward pass computes the inside of the adapted layers again instead of keeping it.
+    pub recompute: bool,
     /// Texts in a batch.
     pub batch_size: usize,
     /// Optimizer steps.
@@ -87,6 +89,8 @@ pub struct TrainWork {
     pub max_grad_norm: f64,
     /// Dropout on the input of every trained factor A.
     pub dropout: f64,
+    /// Bytes of the silo's memory that its plan leaves: what a cache of activations may take.
+    pub spare_bytes: u64,
 }
 
 /// What a silo measured while it worked.
@@ -100,8 +104,24 @@ pub struct Measured {
     pub loss: f64,
     /// Seconds of computing on this machine, before any slow-down.
     pub compute_s: f64,
-    /// Most memory that the work took at once, the base weights included.
+    /// Most memory that the work took at once, the base weights included and cached activations left out.
     pub peak_bytes: u64,
+    /// What a cache of activations did, when one was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheUse>,
+}
+
+/// What a cache of activations did. It is empty when a process begins: a run that was resumed has fewer hits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheUse {
+    /// Texts that were asked for.
+    pub lookups: u64,
+    /// Those that were there.
+    pub hits: u64,
+    /// Bytes that it holds in memory.
+    pub ram_bytes: u64,
+    /// Bytes that it holds on the disk.
+    pub disk_bytes: u64,
 }
 
 /// What a silo hands back.

@@ -43,9 +43,13 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A later release wrote it.
-    #[error("{} has version {found}, this release reads up to {RUN_STATE_VERSION}; use a later release", path.display())]
-    Newer {
+    /// Another release wrote it.
+    #[error(
+        "{} has version {found}, this release reads version {RUN_STATE_VERSION}; go on with the release that wrote it, \
+         or start a new run",
+        path.display()
+    )]
+    OtherVersion {
         /// Where.
         path: PathBuf,
         /// Its version.
@@ -132,13 +136,13 @@ impl Checkpoints {
     /// The newest checkpoint that can be read; `None` when there is none at all.
     ///
     /// # Errors
-    /// When the newest was written by a later release, or none can be read.
+    /// When the newest was written by a release of another version, or none can be read.
     pub fn newest(&self) -> Result<Option<Restored>, CheckpointError> {
         let mut warnings = Vec::new();
         for (round, path) in self.list()?.into_iter().rev() {
             match load(&path, round) {
                 Ok(state) => return Ok(Some(Restored { state, warnings })),
-                Err(newer @ CheckpointError::Newer { .. }) => return Err(newer),
+                Err(other @ CheckpointError::OtherVersion { .. }) => return Err(other),
                 Err(error) => warnings.push(error.to_string()),
             }
         }
@@ -230,8 +234,8 @@ fn decode_state(bytes: &[u8], path: &Path) -> Result<RunState, CheckpointError> 
     }
     let broken = |e: serde_json::Error| CheckpointError::Broken { path: path.to_path_buf(), reason: e.to_string() };
     let Versioned { version } = serde_json::from_slice(bytes).map_err(broken)?;
-    if version > RUN_STATE_VERSION {
-        return Err(CheckpointError::Newer { path: path.to_path_buf(), found: version });
+    if version != RUN_STATE_VERSION {
+        return Err(CheckpointError::OtherVersion { path: path.to_path_buf(), found: version });
     }
     serde_json::from_slice(bytes).map_err(broken)
 }

@@ -214,6 +214,7 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let menu = Menu {
         batch_sizes: config.plan.batch_sizes.clone(),
         formats: config.plan.base_formats.clone(),
+        recompute: config.training.recompute.choices(),
         ranks: config.adapter.ranks.clone(),
         batch_value: plan::BATCH_VALUE,
     };

@@ -6,7 +6,9 @@ use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, Silo
 use fedpipe_federation::partition::{Examples, Partition};
 use fedpipe_model::data::{Columns, DataError, Dataset, Example, Labels, TextEncoder, read_all};
 use fedpipe_model::io::{ModelSource, resolve};
-use fedpipe_model::{BaseModel, HeapMeter, ProfileSettings, SiloSettings, SiloTrainer, adapter::fresh_head};
+use fedpipe_model::{
+    BaseModel, CacheSettings, HeapMeter, ProfileSettings, SiloSettings, SiloTrainer, adapter::fresh_head,
+};
 use fedpipe_transport::LocalTransport;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -57,6 +59,7 @@ impl Setup {
             memory_mib: silo.memory_mib,
             speed: silo.speed,
             bandwidth_mbps: silo.bandwidth_mbps,
+            cache: config.training.activation_cache.then(|| cache(config)),
         });
         Ok(Self { test: encoder.examples(&test, &labels)?, silos: silos.collect(), base, spec, labels, train })
     }
@@ -166,6 +169,13 @@ pub fn check_length(base: &BaseModel, max_length: usize) -> Result<(), AppError>
     }
     let what = format!("texts of {max_length} tokens are asked for, but the model has only {positions} positions");
     Err(AppError::user(what).hint(format!("set training.max_length to at most {positions}")))
+}
+
+/// Cached activations spill into the run's folder: it is on a disk that may be written, which a folder for temporary files
+/// need not be.
+fn cache(config: &Config) -> CacheSettings {
+    let disk_bytes = config.training.activation_cache_disk_mib << 20;
+    CacheSettings { disk_bytes, folder: config.output.dir.clone() }
 }
 
 fn columns(config: &Config) -> Columns {

@@ -2,12 +2,12 @@
 
 use crate::memory::peak_rss_mib;
 use crate::report::format::mib;
-use fedpipe_core::{BaseFormat, Failure, Metrics, RunState, SiloId, SiloPlan, SiloRound, WeightId};
+use fedpipe_core::{BaseFormat, CacheUse, Failure, Metrics, RunState, SiloId, SiloPlan, SiloRound, WeightId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Version of [`Summary`].
-pub const SUMMARY_VERSION: u32 = 1;
+pub const SUMMARY_VERSION: u32 = 2;
 
 /// A run in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,9 @@ pub struct SiloSummary {
     pub predicted: Cost,
     /// What it took; nothing when the silo never delivered.
     pub measured: Option<Cost>,
+    /// What its cache of activations did over all rounds; nothing when it was not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSummary>,
     /// Rounds in which its update counted.
     pub rounds_delivered: u32,
     /// Rounds in which it did not deliver.
@@ -68,6 +71,8 @@ pub struct PlanSummary {
     pub batch_size: usize,
     /// Format of the frozen weights.
     pub base_format: BaseFormat,
+    /// Whether the inside of the adapted layers was computed again in the backward pass.
+    pub recompute: bool,
     /// Rank of every weight that trains.
     pub ranks: BTreeMap<WeightId, usize>,
 }
@@ -79,6 +84,19 @@ pub struct Cost {
     pub memory_mib: f64,
     /// Mean seconds of a round, slow-down and transfers included.
     pub round_seconds: f64,
+}
+
+/// What a silo's cache of activations did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CacheSummary {
+    /// Texts that were asked for.
+    pub lookups: u64,
+    /// Those that were there.
+    pub hits: u64,
+    /// Most memory that it held, beside the silo's measured memory.
+    pub ram_mib: f64,
+    /// Most that it held on the disk.
+    pub disk_mib: f64,
 }
 
 impl Summary {
@@ -113,9 +131,15 @@ fn silo(state: &RunState, plan: &SiloPlan) -> SiloSummary {
     let failed = |failure: &&Failure| failure.silo == plan.silo;
     SiloSummary {
         examples: state.profiles.get(&plan.silo).map_or(0, |profile| profile.examples),
-        plan: PlanSummary { batch_size: plan.batch_size, base_format: plan.base_format, ranks: plan.ranks.clone() },
+        plan: PlanSummary {
+            batch_size: plan.batch_size,
+            base_format: plan.base_format,
+            recompute: plan.recompute,
+            ranks: plan.ranks.clone(),
+        },
         predicted: Cost { memory_mib: mib(plan.memory.total()), round_seconds: plan.time.total() },
         measured: measured(state, plan, &delivered),
+        cache: cache(&delivered),
         rounds_delivered: delivered.len() as u32,
         failures: state.history.iter().flat_map(|round| &round.failures).filter(failed).count() as u32,
     }
@@ -129,6 +153,17 @@ fn measured(state: &RunState, plan: &SiloPlan, delivered: &[&SiloRound]) -> Opti
     };
     let total: f64 = delivered.iter().map(seconds).sum();
     Some(Cost { memory_mib: mib(peak_bytes as f64), round_seconds: total / delivered.len() as f64 })
+}
+
+fn cache(delivered: &[&SiloRound]) -> Option<CacheSummary> {
+    let total = delivered.iter().filter_map(|round| round.measured.cache).reduce(|sum, round| CacheUse {
+        lookups: sum.lookups.saturating_add(round.lookups),
+        hits: sum.hits.saturating_add(round.hits),
+        ram_bytes: sum.ram_bytes.max(round.ram_bytes),
+        disk_bytes: sum.disk_bytes.max(round.disk_bytes),
+    })?;
+    let CacheUse { lookups, hits, ram_bytes, disk_bytes } = total;
+    Some(CacheSummary { lookups, hits, ram_mib: mib(ram_bytes as f64), disk_mib: mib(disk_bytes as f64) })
 }
 
 #[cfg(test)]
@@ -154,6 +189,9 @@ mod tests {
         let rounds = state.history.iter().flat_map(|r| &r.silos).filter(|s| s.silo.as_str() == "edge");
         let mean = rounds.map(|s| s.seconds).sum::<f64>() / 7.0;
         assert!((measured.round_seconds - mean).abs() < 1e-9, "{measured:?}, {mean}");
+        // Seven rounds of 80 lookups; 385 examples come for the first time, and round 3 is lost.
+        let cache = CacheSummary { lookups: 560, hits: 175, ram_mib: 8.0, disk_mib: 1.5 };
+        assert_eq!((edge.cache, summary.silos[&"bank".into()].cache), (Some(cache), None));
     }
 
     #[test]
@@ -175,9 +213,14 @@ mod tests {
         for name in promised.split_whitespace() {
             assert!(json.get(name).is_some(), "{name}");
         }
-        for path in
-            ["plan/batch_size", "plan/base_format", "plan/ranks", "predicted/memory_mib", "measured/round_seconds"]
-        {
+        for path in [
+            "plan/batch_size",
+            "plan/base_format",
+            "plan/recompute",
+            "plan/ranks",
+            "predicted/memory_mib",
+            "measured/round_seconds",
+        ] {
             assert!(json.pointer(&format!("/silos/clinic/{path}")).is_some(), "{path}");
         }
         assert_eq!(serde_json::from_value::<Summary>(json).unwrap(), summary);

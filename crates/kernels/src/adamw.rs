@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::dispatch::{Path, multiversion};
-use crate::vector::{CHUNK, multiply_add};
+use crate::vector::{CHUNK, LEAST_JOBS, multiply_add};
 
 /// AdamW (Loshchilov and Hutter 2019): Adam with decoupled weight decay and bias correction, as `torch.optim.AdamW`.
 ///
@@ -50,6 +50,7 @@ impl AdamW {
         let factors = Factors::new(self, step);
         let path = Path::current();
         let mut pieces = Vec::new();
+        let mut elements = 0;
         for parameter in parameters {
             let len = parameter.value.len();
             assert_eq!(parameter.gradient.len(), len, "a gradient is as long as its parameter");
@@ -58,8 +59,11 @@ impl AdamW {
             let values = parameter.value.chunks_mut(CHUNK).zip(parameter.gradient.chunks(CHUNK));
             let moments = parameter.first_moment.chunks_mut(CHUNK).zip(parameter.second_moment.chunks_mut(CHUNK));
             pieces.extend(values.zip(moments));
+            elements += len;
         }
-        pieces.into_par_iter().for_each(|((value, gradient), (first, second))| {
+        // Few elements in all are updated on this thread.
+        let least = if elements < 2 * LEAST_JOBS * CHUNK { pieces.len().max(1) } else { 1 };
+        pieces.into_par_iter().with_min_len(least).for_each(|((value, gradient), (first, second))| {
             update(path, factors, value, gradient, first, second);
         });
     }

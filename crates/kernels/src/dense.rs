@@ -83,8 +83,8 @@ pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, scale: f32, write: Write, out
     let stride = right.columns;
     product(
         Kernel::f32(Path::current()),
-        &Operand { source: &left.stored(), across: if left.transposed { Across::Columns } else { Across::Rows } },
-        &Operand { source: &right.stored(), across: if right.transposed { Across::Rows } else { Across::Columns } },
+        Operand { source: &left.stored(), across: if left.transposed { Across::Columns } else { Across::Rows } },
+        Operand { source: &right.stored(), across: if right.transposed { Across::Rows } else { Across::Columns } },
         Extents { rows: left.rows, columns: right.columns, depth: left.columns },
         Target { output: SharedSlice::new(output), offset: 0, stride, scale, base },
     );

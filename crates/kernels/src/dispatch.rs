@@ -17,7 +17,7 @@ pub enum Path {
     Avx512Bf16,
     /// AVX2 with fused multiply-add (most x86-64 of the last ten years).
     Avx2,
-    /// 64-bit ARM. Has no hand-written kernels yet: it runs the portable code, which the compiler vectorises for it.
+    /// 64-bit ARM, all of which has these instructions.
     Neon,
     /// Plain Rust, any machine.
     Portable,
@@ -146,28 +146,37 @@ impl fmt::Display for Path {
 }
 
 /// Defines `$name(path, args…)`, which runs the generic `$body::<FMA>(args…)` compiled for the instruction set of the
-/// path, so that its plain loops are vectorised for it. `FMA` tells whether a fused multiply-add is one instruction.
+/// path, so that its plain loops are vectorised for it. `FMA` tells whether a fused multiply-add is one instruction. One
+/// generic type may follow (`fn $name<E: Element>(…)`), which the body takes after `FMA`. The body must be
+/// `#[inline(always)]`.
 macro_rules! multiversion {
-    ($vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
-        $vis fn $name(path: $crate::dispatch::Path, $($arg: $ty),*) $(-> $ret)? {
+    (
+        $(#[$attribute:meta])*
+        $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
+            = $body:ident
+    ) => {
+        $(#[$attribute])*
+        $vis fn $name $(<$generic: $bound>)? (path: $crate::dispatch::Path, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? {
-                $body::<true>($($arg),*)
+            fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                $body::<true $(, $generic)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? {
-                $body::<true>($($arg),*)
+            fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                $body::<true $(, $generic)?>($($arg),*)
             }
             match path {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Path::current` hands out supported paths only.
-                $crate::dispatch::Path::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                $crate::dispatch::Path::Avx512Bf16 => unsafe { avx512 $(::<$generic>)? ($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                $crate::dispatch::Path::Avx2 => unsafe { avx2($($arg),*) },
-                _ => $body::<false>($($arg),*),
+                $crate::dispatch::Path::Avx2 => unsafe { avx2 $(::<$generic>)? ($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                $crate::dispatch::Path::Neon => $body::<true $(, $generic)?>($($arg),*),
+                _ => $body::<false $(, $generic)?>($($arg),*),
             }
         }
     };

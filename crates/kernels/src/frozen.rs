@@ -6,8 +6,11 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::codes::{CodeBook, Codes};
-use crate::dispatch::{Path, multiversion};
-use crate::gemm::{Across, Extents, Kernel, Operand, Rows, Strided, Target, TargetBase, product, round_to_bf16};
+use crate::dispatch::Path;
+use crate::gemm::{
+    Across, Extents, Kernel, Operand, Plain, Rows, Strided, Target, TargetBase, product, round_to_bf16, widen,
+};
+use crate::int8::Int8;
 use crate::shared::SharedSlice;
 
 /// How a [`FrozenMatrix`] is stored.
@@ -17,6 +20,8 @@ pub enum Storage {
     F32,
     /// 2 bytes a weight.
     Bf16,
+    /// 1 byte a weight, and one f32 a row.
+    Int8,
     /// `bits` bits a weight, and one f32 a block.
     Codes {
         /// 2, 3, 4 or 8.
@@ -53,6 +58,7 @@ pub struct FrozenMatrix {
 enum Data {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
+    Int8(Int8),
     Codes(Codes),
 }
 
@@ -86,6 +92,26 @@ impl FrozenMatrix {
         Self { rows, columns, data: Data::Bf16(weights) }
     }
 
+    /// Rounds weights to symmetric 8-bit integers, to nearest even: weight `[i, j]` becomes `code[i, j] · scale[i]` with
+    /// `scale[i] = max |weight[i, ·]| / 127`. The weights have to be finite.
+    ///
+    /// # Panics
+    /// When there are not `rows · columns` of them.
+    pub fn int8(rows: usize, columns: usize, weights: &[f32]) -> Self {
+        assert_eq!(weights.len(), rows * columns, "weights of a [{rows}, {columns}] matrix");
+        Self { rows, columns, data: Data::Int8(Int8::quantise(rows, columns, weights)) }
+    }
+
+    /// Keeps 8-bit integers with a scale for each row: weight `[i, j]` is `codes[i, j] · scales[i]`.
+    ///
+    /// # Panics
+    /// When there are not `rows · columns` codes and `rows` scales.
+    pub fn from_int8(rows: usize, columns: usize, codes: Vec<i8>, scales: Vec<f32>) -> Self {
+        assert_eq!(codes.len(), rows * columns, "codes of a [{rows}, {columns}] matrix");
+        assert_eq!(scales.len(), rows, "one scale for each of {rows} rows");
+        Self { rows, columns, data: Data::Int8(Int8::new(columns, codes, scales)) }
+    }
+
     /// Keeps codes: weight `i` of the flattened matrix is `book.table[code i] · absmax[i / block]`. The codes are packed
     /// as by [`pack_codes`](crate::pack_codes).
     ///
@@ -112,11 +138,12 @@ impl FrozenMatrix {
         self.columns
     }
 
-    /// Memory at rest, in bytes: the weights or codes, and the absolute maxima.
+    /// Memory at rest, in bytes: the weights or codes, and their scales.
     pub fn bytes(&self) -> usize {
         match &self.data {
             Data::F32(weights) => size_of_val(weights.as_slice()),
             Data::Bf16(weights) => size_of_val(weights.as_slice()),
+            Data::Int8(codes) => codes.bytes(),
             Data::Codes(codes) => codes.bytes(),
         }
     }
@@ -126,6 +153,7 @@ impl FrozenMatrix {
         match &self.data {
             Data::F32(_) => Storage::F32,
             Data::Bf16(_) => Storage::Bf16,
+            Data::Int8(_) => Storage::Int8,
             Data::Codes(codes) => Storage::Codes { bits: codes.bits() },
         }
     }
@@ -175,9 +203,13 @@ impl FrozenMatrix {
         self.multiply(dy, tokens, Across::Columns, TargetBase::Zero, dx);
     }
 
+    /// The arithmetic of this weight's products.
+    pub(crate) fn kernel(&self, path: Path) -> Kernel {
+        if self.storage() == Storage::F32 { Kernel::f32(path) } else { Kernel::bf16(path) }
+    }
+
     fn multiply(&self, x: &[f32], tokens: usize, across: Across, base: TargetBase<'_>, y: &mut [f32]) {
-        let path = Path::current();
-        let kernel = if self.storage() == Storage::F32 { Kernel::f32(path) } else { Kernel::bf16(path) };
+        let kernel = self.kernel(Path::current());
         let (columns, depth) = match across {
             Across::Rows => (self.rows, self.columns),
             Across::Columns => (self.columns, self.rows),
@@ -186,19 +218,40 @@ impl FrozenMatrix {
         let target = Target { output: SharedSlice::new(y), offset: 0, stride: columns, scale: 1.0, base };
         product(
             kernel,
-            &Operand { source: &left, across: Across::Rows },
-            &Operand { source: self, across },
+            Operand { source: &left, across: Across::Rows },
+            Operand { source: self, across },
             Extents { rows: tokens, columns, depth },
             target,
         );
     }
 }
 
+/// The rows of a weight from `first` on, as one side of a product.
+pub(crate) struct RowsFrom<'a> {
+    pub(crate) matrix: &'a FrozenMatrix,
+    pub(crate) first: usize,
+}
+
+impl Rows for RowsFrom<'_> {
+    fn plain(&self) -> Option<Plain<'_>> {
+        self.matrix.plain().map(|all| all.below(self.first))
+    }
+
+    fn read(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [f32]) {
+        self.matrix.read(path, self.first + row, columns, to);
+    }
+
+    fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]) {
+        self.matrix.read_bf16(path, self.first + row, columns, to);
+    }
+}
+
 impl Rows for FrozenMatrix {
-    fn plain(&self) -> Option<Strided<'_>> {
+    fn plain(&self) -> Option<Plain<'_>> {
         match &self.data {
-            Data::F32(weights) => Some(Strided { data: weights, row_stride: self.columns }),
-            Data::Bf16(_) | Data::Codes(_) => None,
+            Data::F32(weights) => Some(Plain::F32(Strided { data: weights, row_stride: self.columns })),
+            Data::Bf16(weights) => Some(Plain::Bf16(Strided { data: weights, row_stride: self.columns })),
+            Data::Int8(_) | Data::Codes(_) => None,
         }
     }
 
@@ -207,6 +260,7 @@ impl Rows for FrozenMatrix {
         match &self.data {
             Data::F32(weights) => to.copy_from_slice(&weights[range]),
             Data::Bf16(weights) => widen(path, weights[range].reinterpret_cast(), to),
+            Data::Int8(codes) => codes.read(path, row, columns, to),
             Data::Codes(codes) => codes.read(path, range, to),
         }
     }
@@ -216,16 +270,8 @@ impl Rows for FrozenMatrix {
         match &self.data {
             Data::F32(weights) => round_to_bf16(path, &weights[range], to),
             Data::Bf16(weights) => to.copy_from_slice(weights[range].reinterpret_cast()),
+            Data::Int8(codes) => codes.read_bf16(path, row, columns, to),
             Data::Codes(codes) => codes.read_bf16(path, range, to),
         }
-    }
-}
-
-multiversion!(fn widen(from: &[u16], to: &mut [f32]) = widen_body);
-
-#[inline(always)]
-fn widen_body<const FMA: bool>(from: &[u16], to: &mut [f32]) {
-    for (to, &bits) in to.iter_mut().zip(from) {
-        *to = f32::from_bits(u32::from(bits) << 16);
     }
 }

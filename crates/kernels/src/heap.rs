@@ -9,12 +9,21 @@ pub struct CountingAllocator<A> {
     inner: A,
     current: AtomicUsize,
     peak: AtomicUsize,
+    /// Smallest size that is counted below; by default none is.
+    large: AtomicUsize,
+    counted: AtomicUsize,
 }
 
 impl<A> CountingAllocator<A> {
     /// Counts what goes through `inner`.
     pub const fn new(inner: A) -> Self {
-        Self { inner, current: AtomicUsize::new(0), peak: AtomicUsize::new(0) }
+        Self {
+            inner,
+            current: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            large: AtomicUsize::new(usize::MAX),
+            counted: AtomicUsize::new(0),
+        }
     }
 
     /// Bytes allocated now.
@@ -32,7 +41,21 @@ impl<A> CountingAllocator<A> {
         self.peak.store(self.current_bytes(), Ordering::Relaxed);
     }
 
+    /// Counts from zero the allocations of `bytes` or more from now on.
+    pub fn count_above(&self, bytes: usize) {
+        self.large.store(bytes, Ordering::Relaxed);
+        self.counted.store(0, Ordering::Relaxed);
+    }
+
+    /// Allocations since [`CountingAllocator::count_above`].
+    pub fn counted(&self) -> usize {
+        self.counted.load(Ordering::Relaxed)
+    }
+
     fn add(&self, bytes: usize) {
+        if bytes >= self.large.load(Ordering::Relaxed) {
+            self.counted.fetch_add(1, Ordering::Relaxed);
+        }
         let current = self.current.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(current, Ordering::Relaxed);
     }
@@ -125,6 +148,12 @@ mod tests {
             assert_eq!((heap.current_bytes(), heap.peak_bytes()), (300, 400));
             heap.dealloc(a, Layout::array::<u8>(300).unwrap());
             assert_eq!(heap.current_bytes(), 0);
+            assert_eq!(heap.counted(), 0);
+            heap.count_above(1000);
+            let (a, b) = (heap.alloc(small), heap.alloc(large));
+            assert_eq!(heap.counted(), 1);
+            heap.dealloc(a, small);
+            heap.dealloc(b, large);
         }
     }
 }

@@ -1,218 +1,261 @@
 //! Layer norm and RMS norm over rows of `hidden` elements, with frozen scale and shift.
+//!
+//! Both take the residual along: they normalise `s = x + residual`, rounded to the element type, so that the result is
+//! the same whether the sum is kept or not. `hidden` is the length of `gamma`.
 
 use rayon::prelude::*;
 
+use crate::dense::Write;
 use crate::dispatch::{Path, multiversion};
-use crate::vector::{CHUNK, dot, multiply_add, sum};
+use crate::element::Element;
+use crate::scratch::Scratch;
+use crate::vector::{LEAST_JOBS, dot, multiply_add, rows_a_job, store, sum};
 
-/// Layer norm (Ba et al. 2016): `y = (x - mean)·rstd·gamma + beta` for every row, `rstd = 1/√(variance + eps)`.
+/// What a norm writes; all `[rows, hidden]` but `rstd`.
+#[derive(Debug)]
+pub struct NormOutput<'a, E> {
+    /// The normalised, scaled and shifted rows.
+    pub y: &'a mut [E],
+    /// `x + residual` itself: what pre-norm models carry on.
+    pub sum: Option<&'a mut [E]>,
+    /// What the backward pass needs.
+    pub saved: Option<NormSaved<'a, E>>,
+}
+
+/// What the backward pass of a norm needs.
+#[derive(Debug)]
+pub struct NormSaved<'a, E> {
+    /// The rows before scale and shift, `[rows, hidden]`.
+    pub normed: &'a mut [E],
+    /// The inverse standard deviation (RMS norm: root mean square) of each row, `[rows]`.
+    pub rstd: &'a mut [f32],
+}
+
+/// Layer norm (Ba et al. 2016) of `s = x + residual`, row by row: `y = (s - mean)·rstd·gamma + beta` with
+/// `rstd = 1/√(variance + eps)`.
 ///
-/// `x`, `y` are `[rows, hidden]`, `gamma`, `beta` `[hidden]`; `mean`, `rstd` `[rows]` are kept for the backward pass.
+/// `x`, `residual` are `[rows, hidden]`, `gamma`, `beta` `[hidden]`.
 ///
 /// # Panics
-/// When a slice does not have its length, or `hidden` is 0.
-#[expect(clippy::too_many_arguments, reason = "four slices in, three out, as the formula has them")]
-pub fn layer_norm_forward(
-    x: &[f32],
-    hidden: usize,
+/// When a slice does not have its length, or `gamma` is empty.
+pub fn layer_norm_forward<E: Element>(
+    x: &[E],
+    residual: Option<&[E]>,
     gamma: &[f32],
     beta: &[f32],
     eps: f32,
-    y: &mut [f32],
-    mean: &mut [f32],
-    rstd: &mut [f32],
+    output: NormOutput<'_, E>,
 ) {
-    let rows = check(x, hidden, gamma, &[y, rstd]);
-    assert_eq!(beta.len(), hidden, "beta is [hidden]");
-    assert_eq!(mean.len(), rows, "mean is [rows]");
-    let (path, rows) = (Path::current(), rows_at_once(hidden));
-    let affine = Affine { gamma, beta, eps };
-    x.par_chunks(rows * hidden)
-        .zip(y.par_chunks_mut(rows * hidden))
-        .zip(mean.par_chunks_mut(rows).zip(rstd.par_chunks_mut(rows)))
-        .for_each(|((x, y), (mean, rstd))| layer_forward(path, x, affine, y, mean, rstd));
+    assert_eq!(beta.len(), gamma.len(), "beta is [hidden], as gamma");
+    forward(Affine { kind: Kind::Layer { beta }, gamma, eps }, x, residual, output);
 }
 
-/// The gradient of [`layer_norm_forward`] by its input; scale and shift are frozen.
+/// RMS norm (Zhang and Sennrich 2019) of `s = x + residual`, row by row: `y = s·rstd·gamma` with
+/// `rstd = 1/√(mean of s² + eps)`.
 ///
-/// `x`, `dy`, `dx` are `[rows, hidden]`, `mean`, `rstd` `[rows]` come from the forward pass.
+/// `x`, `residual` are `[rows, hidden]`, `gamma` `[hidden]`.
 ///
 /// # Panics
-/// When a slice does not have its length, or `hidden` is 0.
-pub fn layer_norm_backward(
-    x: &[f32],
-    hidden: usize,
+/// When a slice does not have its length, or `gamma` is empty.
+pub fn rms_norm_forward<E: Element>(
+    x: &[E],
+    residual: Option<&[E]>,
     gamma: &[f32],
-    mean: &[f32],
-    rstd: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
+    eps: f32,
+    output: NormOutput<'_, E>,
 ) {
-    let rows = check(x, hidden, gamma, &[dx, rstd]);
-    assert_eq!(dy.len(), x.len(), "dy is [rows, hidden]");
-    assert_eq!(mean.len(), rows, "mean is [rows]");
-    let (path, rows) = (Path::current(), rows_at_once(hidden));
-    x.par_chunks(rows * hidden)
-        .zip(dy.par_chunks(rows * hidden))
-        .zip(dx.par_chunks_mut(rows * hidden))
-        .zip(mean.par_chunks(rows).zip(rstd.par_chunks(rows)))
-        .for_each(|(((x, dy), dx), (mean, rstd))| layer_backward(path, x, gamma, mean, rstd, dy, dx));
+    forward(Affine { kind: Kind::Rms, gamma, eps }, x, residual, output);
 }
 
-/// RMS norm (Zhang and Sennrich 2019): `y = x·rstd·gamma` for every row, `rstd = 1/√(mean of x² + eps)`.
+/// The gradient of [`layer_norm_forward`] by `s`, which is that by `x` and that by the residual; scale and shift are
+/// frozen.
 ///
-/// `x`, `y` are `[rows, hidden]`, `gamma` `[hidden]`; `rstd` `[rows]` is kept for the backward pass.
+/// `normed` and `rstd` are what the forward pass saved; `dy`, `dx` are `[rows, hidden]`.
 ///
 /// # Panics
-/// When a slice does not have its length, or `hidden` is 0.
-pub fn rms_norm_forward(x: &[f32], hidden: usize, gamma: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
-    check(x, hidden, gamma, &[y, rstd]);
-    let (path, rows) = (Path::current(), rows_at_once(hidden));
-    x.par_chunks(rows * hidden)
-        .zip(y.par_chunks_mut(rows * hidden))
-        .zip(rstd.par_chunks_mut(rows))
-        .for_each(|((x, y), rstd)| rms_forward(path, x, gamma, eps, y, rstd));
+/// When a slice does not have its length, or `gamma` is empty.
+pub fn layer_norm_backward<E: Element>(
+    normed: &[E],
+    rstd: &[f32],
+    gamma: &[f32],
+    dy: &[E],
+    write: Write,
+    dx: &mut [E],
+) {
+    backward(true, normed, rstd, gamma, dy, write, dx);
 }
 
-/// The gradient of [`rms_norm_forward`] by its input; the scale is frozen.
+/// The gradient of [`rms_norm_forward`] by `s`, which is that by `x` and that by the residual; the scale is frozen.
 ///
-/// `x`, `dy`, `dx` are `[rows, hidden]`, `rstd` `[rows]` comes from the forward pass.
+/// `normed` and `rstd` are what the forward pass saved; `dy`, `dx` are `[rows, hidden]`.
 ///
 /// # Panics
-/// When a slice does not have its length, or `hidden` is 0.
-pub fn rms_norm_backward(x: &[f32], hidden: usize, gamma: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32]) {
-    check(x, hidden, gamma, &[dx, rstd]);
-    assert_eq!(dy.len(), x.len(), "dy is [rows, hidden]");
-    let (path, rows) = (Path::current(), rows_at_once(hidden));
-    x.par_chunks(rows * hidden)
-        .zip(dy.par_chunks(rows * hidden))
-        .zip(dx.par_chunks_mut(rows * hidden))
-        .zip(rstd.par_chunks(rows))
-        .for_each(|(((x, dy), dx), rstd)| rms_backward(path, x, gamma, rstd, dy, dx));
+/// When a slice does not have its length, or `gamma` is empty.
+pub fn rms_norm_backward<E: Element>(normed: &[E], rstd: &[f32], gamma: &[f32], dy: &[E], write: Write, dx: &mut [E]) {
+    backward(false, normed, rstd, gamma, dy, write, dx);
 }
 
-/// Checks what all four have in common: `like_x` is `[rows, hidden]`, `by_row` `[rows]`. Returns the rows.
-fn check(x: &[f32], hidden: usize, gamma: &[f32], [like_x, by_row]: &[&[f32]; 2]) -> usize {
-    assert!(hidden > 0, "a norm over rows of no elements");
-    assert!(x.len().is_multiple_of(hidden), "x is [rows, {hidden}], got {} elements", x.len());
-    assert_eq!(gamma.len(), hidden, "gamma is [hidden]");
-    assert_eq!(like_x.len(), x.len(), "the output is [rows, hidden]");
-    let rows = x.len() / hidden;
-    assert_eq!(by_row.len(), rows, "rstd is [rows]");
-    rows
+#[derive(Clone, Copy)]
+enum Kind<'a> {
+    Layer { beta: &'a [f32] },
+    Rms,
 }
 
-fn rows_at_once(hidden: usize) -> usize {
-    (CHUNK / hidden).max(1)
-}
-
-/// What a layer norm does to a normalised row.
+/// What a norm does to a row.
 #[derive(Clone, Copy)]
 struct Affine<'a> {
+    kind: Kind<'a>,
     gamma: &'a [f32],
-    beta: &'a [f32],
     eps: f32,
 }
 
-multiversion!(fn layer_forward(
-    x: &[f32], affine: Affine<'_>, y: &mut [f32], means: &mut [f32], rstds: &mut [f32]
-) = layer_forward_body);
+/// Some of the rows of a forward pass.
+struct Piece<'a, E> {
+    x: &'a [E],
+    residual: Option<&'a [E]>,
+    output: NormOutput<'a, E>,
+}
+
+fn forward<E: Element>(affine: Affine<'_>, x: &[E], residual: Option<&[E]>, output: NormOutput<'_, E>) {
+    let (rows, at_once) = rows(x, affine.gamma);
+    assert!(residual.is_none_or(|residual| residual.len() == x.len()), "the residual is [rows, hidden]");
+    assert_eq!(output.y.len(), x.len(), "y is [rows, hidden]");
+    assert!(output.sum.as_ref().is_none_or(|sum| sum.len() == x.len()), "the sum is [rows, hidden]");
+    if let Some(saved) = &output.saved {
+        assert_eq!(saved.normed.len(), x.len(), "normed is [rows, hidden]");
+        assert_eq!(saved.rstd.len(), rows, "rstd is [rows]");
+    }
+    let elements = at_once * affine.gamma.len();
+    let mut residuals = residual.map(|residual| residual.chunks(elements));
+    let mut sums = output.sum.map(|sum| sum.chunks_mut(elements));
+    let mut saved = output.saved.map(|saved| saved.normed.chunks_mut(elements).zip(saved.rstd.chunks_mut(at_once)));
+    let pieces = x.chunks(elements).zip(output.y.chunks_mut(elements)).map(|(x, y)| Piece {
+        x,
+        residual: residuals.as_mut().and_then(Iterator::next),
+        output: NormOutput {
+            y,
+            sum: sums.as_mut().and_then(Iterator::next),
+            saved: saved.as_mut().and_then(Iterator::next).map(|(normed, rstd)| NormSaved { normed, rstd }),
+        },
+    });
+    let path = Path::current();
+    let pieces: Vec<_> = pieces.collect();
+    pieces.into_par_iter().with_min_len(LEAST_JOBS).for_each(|piece| forward_rows(path, affine, piece));
+}
+
+/// The rows of `x`, and how many of them one job takes.
+fn rows<E>(x: &[E], gamma: &[f32]) -> (usize, usize) {
+    let hidden = gamma.len();
+    assert!(hidden > 0, "a norm over rows of no elements");
+    assert!(x.len().is_multiple_of(hidden), "x is [rows, {hidden}], as gamma says; got {} elements", x.len());
+    (x.len() / hidden, rows_a_job(hidden))
+}
+
+multiversion!(fn forward_rows<E: Element>(affine: Affine<'_>, piece: Piece<'_, E>) = forward_rows_body);
 
 #[inline(always)]
-fn layer_forward_body<const FMA: bool>(
-    x: &[f32],
-    affine: Affine<'_>,
-    y: &mut [f32],
-    means: &mut [f32],
-    rstds: &mut [f32],
-) {
-    let Affine { gamma, beta, eps } = affine;
-    let hidden = gamma.len();
-    let rows = x.chunks_exact(hidden).zip(y.chunks_exact_mut(hidden));
-    for ((x, y), (mean_out, rstd_out)) in rows.zip(means.iter_mut().zip(rstds)) {
-        let mean = sum(x, |x| x) / hidden as f32;
-        let variance = sum(x, |x| (x - mean) * (x - mean)) / hidden as f32;
-        let rstd = 1.0 / (variance + eps).sqrt();
-        for (((y, &x), &gamma), &beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-            *y = multiply_add::<FMA>((x - mean) * rstd, gamma, beta);
+fn forward_rows_body<const FMA: bool, E: Element>(affine: Affine<'_>, piece: Piece<'_, E>) {
+    let Piece { x, residual, output: NormOutput { y, sum: mut kept_sum, mut saved } } = piece;
+    let hidden = affine.gamma.len();
+    let mut row = Scratch::<f32>::take(hidden);
+    for (i, (x, y)) in x.chunks_exact(hidden).zip(y.chunks_exact_mut(hidden)).enumerate() {
+        let at = i * hidden..(i + 1) * hidden;
+        match residual {
+            Some(residual) => {
+                for ((to, &x), &residual) in row.iter_mut().zip(x).zip(&residual[at.clone()]) {
+                    *to = E::from_f32(x.to_f32() + residual.to_f32()).to_f32();
+                }
+            }
+            None => row.iter_mut().zip(x).for_each(|(to, &x)| *to = x.to_f32()),
         }
-        *mean_out = mean;
-        *rstd_out = rstd;
+        if let Some(sum) = &mut kept_sum {
+            store(Write::Overwrite, row.iter().copied(), &mut sum[at.clone()]);
+        }
+        let rstd = normalise::<FMA>(affine, &mut row);
+        if let Some(saved) = &mut saved {
+            store(Write::Overwrite, row.iter().copied(), &mut saved.normed[at]);
+            saved.rstd[i] = rstd;
+        }
+        let scaled = row.iter().zip(affine.gamma);
+        match affine.kind {
+            Kind::Layer { beta } => {
+                let shifted = scaled.zip(beta).map(|((&x, &gamma), &beta)| multiply_add::<FMA>(x, gamma, beta));
+                store(Write::Overwrite, shifted, y);
+            }
+            Kind::Rms => store(Write::Overwrite, scaled.map(|(x, gamma)| x * gamma), y),
+        }
     }
 }
 
-multiversion!(fn layer_backward(
-    x: &[f32], gamma: &[f32], mean: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32]
-) = layer_backward_body);
-
-/// With x̂ the normalised row and g = dy·gamma: `dx = rstd·(g - mean(g) - x̂·mean(g·x̂))`.
+/// Normalises a row; returns what it was divided by, inverted.
 #[inline(always)]
-fn layer_backward_body<const FMA: bool>(
-    x: &[f32],
+fn normalise<const FMA: bool>(affine: Affine<'_>, row: &mut [f32]) -> f32 {
+    let hidden = row.len() as f32;
+    let (mean, square) = match affine.kind {
+        Kind::Layer { .. } => {
+            let mean = sum(row, |x| x) / hidden;
+            (mean, sum(row, |x| (x - mean) * (x - mean)))
+        }
+        Kind::Rms => (0.0, dot::<FMA>(row, row)),
+    };
+    let rstd = 1.0 / (square / hidden + affine.eps).sqrt();
+    row.iter_mut().for_each(|x| *x = (*x - mean) * rstd);
+    rstd
+}
+
+fn backward<E: Element>(
+    centred: bool,
+    normed: &[E],
+    rstd: &[f32],
     gamma: &[f32],
-    means: &[f32],
+    dy: &[E],
+    write: Write,
+    dx: &mut [E],
+) {
+    let (rows, at_once) = rows(normed, gamma);
+    assert_eq!(rstd.len(), rows, "rstd is [rows]");
+    assert_eq!(dy.len(), normed.len(), "dy is [rows, hidden]");
+    assert_eq!(dx.len(), normed.len(), "dx is [rows, hidden]");
+    let elements = at_once * gamma.len();
+    let path = Path::current();
+    normed
+        .par_chunks(elements)
+        .zip(rstd.par_chunks(at_once))
+        .zip(dy.par_chunks(elements))
+        .zip(dx.par_chunks_mut(elements))
+        .with_min_len(LEAST_JOBS)
+        .for_each(|(((normed, rstd), dy), dx)| backward_rows(path, centred, normed, rstd, gamma, dy, write, dx));
+}
+
+multiversion!(
+    #[expect(clippy::too_many_arguments, reason = "what the two backward passes take")]
+    fn backward_rows<E: Element>(
+        centred: bool, normed: &[E], rstd: &[f32], gamma: &[f32], dy: &[E], write: Write, dx: &mut [E]
+    ) = backward_rows_body
+);
+
+/// With x̂ the normalised row and g = dy·gamma: `dx = rstd·(g - mean(g) - x̂·mean(g·x̂))`, where an RMS norm, which does not
+/// centre, has no mean(g).
+#[inline(always)]
+fn backward_rows_body<const FMA: bool, E: Element>(
+    centred: bool,
+    normed: &[E],
     rstds: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
+    gamma: &[f32],
+    dy: &[E],
+    write: Write,
+    dx: &mut [E],
 ) {
     let hidden = gamma.len();
-    let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden)).zip(dx.chunks_exact_mut(hidden));
-    for (((x, dy), dx), (&mean, &rstd)) in rows.zip(means.iter().zip(rstds)) {
-        for ((g, &dy), &gamma) in dx.iter_mut().zip(dy).zip(gamma) {
-            *g = dy * gamma;
+    let (mut g, mut x) = (Scratch::<f32>::take(hidden), Scratch::<f32>::take(hidden));
+    let rows = normed.chunks_exact(hidden).zip(dy.chunks_exact(hidden)).zip(dx.chunks_exact_mut(hidden));
+    for (((normed, dy), dx), &rstd) in rows.zip(rstds) {
+        for ((g, &dy), &gamma) in g.iter_mut().zip(dy).zip(gamma) {
+            *g = dy.to_f32() * gamma;
         }
-        let g_mean = sum(dx, |g| g) / hidden as f32;
-        // Σ g·x̂ with the mean taken out of both factors, lest a large mean of x cancels.
-        let g_x = centred_dot::<FMA>(dx, x, mean) * rstd / hidden as f32;
-        for (g, &x) in dx.iter_mut().zip(x) {
-            *g = rstd * multiply_add::<FMA>((x - mean) * rstd, -g_x, *g - g_mean);
-        }
-    }
-}
-
-/// Σ g·(x - mean), by stretches through a small buffer.
-#[inline(always)]
-fn centred_dot<const FMA: bool>(g: &[f32], x: &[f32], mean: f32) -> f32 {
-    const STRETCH: usize = 256;
-    let mut centred = [0f32; STRETCH];
-    let mut total = 0.0;
-    for (g, x) in g.chunks(STRETCH).zip(x.chunks(STRETCH)) {
-        for (to, &x) in centred.iter_mut().zip(x) {
-            *to = x - mean;
-        }
-        total += dot::<FMA>(g, &centred[..x.len()]);
-    }
-    total
-}
-
-multiversion!(fn rms_forward(x: &[f32], gamma: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) = rms_forward_body);
-
-#[inline(always)]
-fn rms_forward_body<const FMA: bool>(x: &[f32], gamma: &[f32], eps: f32, y: &mut [f32], rstds: &mut [f32]) {
-    let hidden = gamma.len();
-    for ((x, y), rstd_out) in x.chunks_exact(hidden).zip(y.chunks_exact_mut(hidden)).zip(rstds) {
-        let rstd = 1.0 / (dot::<FMA>(x, x) / hidden as f32 + eps).sqrt();
-        for ((y, &x), &gamma) in y.iter_mut().zip(x).zip(gamma) {
-            *y = x * rstd * gamma;
-        }
-        *rstd_out = rstd;
-    }
-}
-
-multiversion!(fn rms_backward(x: &[f32], gamma: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32]) = rms_backward_body);
-
-/// With g = dy·gamma: `dx = rstd·(g - x·rstd²·mean(g·x))`.
-#[inline(always)]
-fn rms_backward_body<const FMA: bool>(x: &[f32], gamma: &[f32], rstds: &[f32], dy: &[f32], dx: &mut [f32]) {
-    let hidden = gamma.len();
-    let rows = x.chunks_exact(hidden).zip(dy.chunks_exact(hidden)).zip(dx.chunks_exact_mut(hidden));
-    for (((x, dy), dx), &rstd) in rows.zip(rstds) {
-        for ((g, &dy), &gamma) in dx.iter_mut().zip(dy).zip(gamma) {
-            *g = dy * gamma;
-        }
-        let g_x = dot::<FMA>(dx, x) * rstd * rstd / hidden as f32;
-        for (g, &x) in dx.iter_mut().zip(x) {
-            *g = rstd * multiply_add::<FMA>(x, -g_x, *g);
-        }
+        x.iter_mut().zip(normed).for_each(|(x, &normed)| *x = normed.to_f32());
+        let g_mean = if centred { sum(&g, |g| g) / hidden as f32 } else { 0.0 };
+        let g_x = dot::<FMA>(&g, &x) / hidden as f32;
+        store(write, g.iter().zip(&*x).map(|(&g, &x)| rstd * multiply_add::<FMA>(x, -g_x, g - g_mean)), dx);
     }
 }

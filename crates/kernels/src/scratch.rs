@@ -1,4 +1,7 @@
 //! Working memory that is kept from call to call, per thread.
+//!
+//! `--cfg exact_scratch` (`scripts/asan.sh`) makes every buffer anew and exactly as long as asked for: AddressSanitizer
+//! would not see an access beyond one that lies in memory left over from a longer use.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -38,6 +41,9 @@ pub(crate) struct Scratch<T: Pooled> {
 
 impl<T: Pooled> Scratch<T> {
     pub(crate) fn take(len: usize) -> Self {
+        if cfg!(exact_scratch) {
+            return Self { buffer: vec![T::default(); len], start: 0, len };
+        }
         let mut buffer = T::pool().with_borrow_mut(Vec::pop).unwrap_or_default();
         let padded = len + LINE / size_of::<T>();
         if buffer.len() < padded {
@@ -65,6 +71,9 @@ impl<T: Pooled> DerefMut for Scratch<T> {
 
 impl<T: Pooled> Drop for Scratch<T> {
     fn drop(&mut self) {
+        if cfg!(exact_scratch) {
+            return;
+        }
         let buffer = std::mem::take(&mut self.buffer);
         // A thread that is ending has no pool left; the buffer is then simply freed.
         let _ = T::pool().try_with(|pool| pool.borrow_mut().push(buffer));

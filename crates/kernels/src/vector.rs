@@ -1,10 +1,16 @@
 //! Plain-loop building blocks that the compiler vectorises inside a multiversioned function.
 
+use crate::dense::Write;
+use crate::element::Element;
+
 /// Partial sums of a reduction: enough for a vector of any path, always the same, so that a sum's order is fixed.
 const LANES: usize = 16;
 
-/// Elements that one job of an element-wise loop takes; fixed, and large enough to be worth a thread.
-pub(crate) const CHUNK: usize = 1 << 14;
+/// Elements that one job of an element-wise loop takes; fixed, and few enough to stay in the second-level cache.
+pub(crate) const CHUNK: usize = 1 << 13;
+/// Jobs that a thread takes at least (`with_min_len`): fewer than twice as many run on the caller's thread, which is
+/// cheaper than handing them over.
+pub(crate) const LEAST_JOBS: usize = 2;
 
 /// `a · b + c`, fused where that is one instruction.
 #[inline(always)]
@@ -52,6 +58,28 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) << 23) as u32)
 }
 
+/// Rows of `width` elements that one job takes.
+pub(crate) fn rows_a_job(width: usize) -> usize {
+    CHUNK.div_ceil(width)
+}
+
+/// Overwrites `to` with the values, or adds them to it.
+#[inline(always)]
+pub(crate) fn store<E: Element>(write: Write, values: impl Iterator<Item = f32>, to: &mut [E]) {
+    match write {
+        Write::Overwrite => {
+            for (to, value) in to.iter_mut().zip(values) {
+                *to = E::from_f32(value);
+            }
+        }
+        Write::Accumulate => {
+            for (to, value) in to.iter_mut().zip(values) {
+                *to = E::from_f32(to.to_f32() + value);
+            }
+        }
+    }
+}
+
 /// Σ term(x), in `LANES` partial sums.
 #[inline(always)]
 pub(crate) fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
@@ -70,17 +98,17 @@ pub(crate) fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
 
 /// Σ x·y, in `LANES` partial sums.
 #[inline(always)]
-pub(crate) fn dot<const FMA: bool>(x: &[f32], y: &[f32]) -> f32 {
+pub(crate) fn dot<const FMA: bool>(x: &[impl Element], y: &[impl Element]) -> f32 {
     let mut sums = [0f32; LANES];
     let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
     let (x_rest, y_rest) = (xs.remainder(), ys.remainder());
     for (x, y) in xs.zip(ys) {
         for ((sum, &x), &y) in sums.iter_mut().zip(x).zip(y) {
-            *sum = multiply_add::<FMA>(x, y, *sum);
+            *sum = multiply_add::<FMA>(x.to_f32(), y.to_f32(), *sum);
         }
     }
     for ((sum, &x), &y) in sums.iter_mut().zip(x_rest).zip(y_rest) {
-        *sum = multiply_add::<FMA>(x, y, *sum);
+        *sum = multiply_add::<FMA>(x.to_f32(), y.to_f32(), *sum);
     }
     fold(sums, |a, b| a + b)
 }
@@ -102,8 +130,9 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     fold(largest, larger)
 }
 
-/// Combines the lanes pairwise, by halves.
-#[inline(always)]
+/// Combines the lanes pairwise, by halves. Never inlined: the compiler would lay out the loops before it by the pairs, and
+/// they would no longer be vectors.
+#[inline(never)]
 fn fold(mut lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {

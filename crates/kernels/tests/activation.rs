@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{assert_same_bits_on_any_pool, paths, uniform};
-use fedpipe_kernels::Activation;
+use common::{assert_same_bits_on_any_pool, elements, paths, rounding, uniform, wide};
+use fedpipe_kernels::{Activation, Element};
+use half::bf16;
 
 const ALL: [Activation; 3] = [Activation::Gelu, Activation::GeluTanh, Activation::Silu];
 
@@ -37,8 +38,14 @@ fn value(kind: Activation, x: f64) -> f64 {
     }
 }
 
-fn grid() -> Vec<f32> {
-    (-1_200..=1_200).map(|i| i as f32 / 100.0).chain([-1e4, -50.0, -1e-6, 1e-6, 50.0, 1e4]).collect()
+fn grid<E: Element>() -> Vec<E> {
+    let grid = (-1_200..=1_200).map(|i| i as f32 / 100.0).chain([-1e4, -50.0, -1e-6, 1e-6, 50.0, 1e4]);
+    grid.map(E::from_f32).collect()
+}
+
+/// What storing a result may round.
+fn storing<E: Element>(value: f64) -> f64 {
+    if E::IS_BF16 { rounding::<E>() * value.abs() } else { 0.0 }
 }
 
 #[test]
@@ -53,38 +60,80 @@ fn erfc_has_its_tabulated_values() {
 
 #[test]
 fn values_are_within_1e_6_or_two_units_in_the_last_place() {
-    let x = grid();
+    check_values::<f32>();
+    check_values::<bf16>();
+}
+
+fn check_values<E: Element>() {
+    let x = grid::<E>();
     for path in paths() {
         for kind in ALL {
-            let mut y = vec![f32::NAN; x.len()];
+            let mut y = vec![E::from_f32(f32::NAN); x.len()];
             path.scope(|| kind.forward(&x, &mut y));
-            for (&x, &y) in x.iter().zip(&y) {
-                let expected = value(kind, f64::from(x));
-                let error = (f64::from(y) - expected).abs();
-                assert!(
-                    error <= 1e-6f64.max(2.4e-7 * expected.abs()),
-                    "{kind:?}({x}) on {path} is {y}, not {expected}"
-                );
+            for (x, y) in wide(&x).into_iter().zip(wide(&y)) {
+                let expected = value(kind, x);
+                let limit = 1e-6f64.max(2.4e-7 * expected.abs()) + storing::<E>(expected);
+                assert!((y - expected).abs() <= limit, "{kind:?}({x}) on {path} is {y}, not {expected}");
+            }
+        }
+    }
+}
+
+/// The slope by central differences of the f64 value.
+fn slope(kind: Activation, x: f64) -> f64 {
+    const STEP: f64 = 1e-4;
+    (value(kind, x + STEP) - value(kind, x - STEP)) / (2.0 * STEP)
+}
+
+#[test]
+fn slopes_match_finite_differences() {
+    check_slopes::<f32>();
+    check_slopes::<bf16>();
+}
+
+fn check_slopes<E: Element>() {
+    let x = grid::<E>();
+    let dy = elements::<E>(1, x.len());
+    for path in paths() {
+        for kind in ALL {
+            let mut dx = vec![E::from_f32(f32::NAN); x.len()];
+            path.scope(|| kind.backward(&x, &dy, &mut dx));
+            for ((x, dy), dx) in wide(&x).into_iter().zip(wide(&dy)).zip(wide(&dx)) {
+                let expected = dy * slope(kind, x);
+                let limit = 1e-6 + storing::<E>(expected);
+                assert!((dx - expected).abs() <= limit, "{kind:?}'({x})·{dy} on {path} is {dx}, not {expected}");
             }
         }
     }
 }
 
 #[test]
-fn slopes_match_finite_differences() {
-    const STEP: f64 = 1e-4;
-    let x = grid();
-    let dy: Vec<f32> = uniform(1, x.len());
+fn gates_match_f64() {
+    check_gates::<f32>();
+    check_gates::<bf16>();
+}
+
+fn check_gates<E: Element>() {
+    let gate = grid::<E>();
+    let [up, dy] = [1, 2].map(|seed| elements::<E>(seed, gate.len()));
     for path in paths() {
         for kind in ALL {
-            let mut dx = vec![f32::NAN; x.len()];
-            path.scope(|| kind.backward(&x, &dy, &mut dx));
-            for ((&x, &dy), &dx) in x.iter().zip(&dy).zip(&dx) {
-                let wide = f64::from(x);
-                let slope = (value(kind, wide + STEP) - value(kind, wide - STEP)) / (2.0 * STEP);
-                let expected = f64::from(dy) * slope;
-                let error = (f64::from(dx) - expected).abs();
-                assert!(error <= 1e-6, "{kind:?}'({x})·{dy} on {path} is {dx}, not {expected}");
+            let [mut y, mut dgate, mut dup] = [(); 3].map(|()| vec![E::from_f32(f32::NAN); gate.len()]);
+            path.scope(|| {
+                kind.gate_forward(&gate, &up, &mut y);
+                kind.gate_backward(&gate, &up, &dy, &mut dgate, &mut dup);
+            });
+            let [gate, up, dy, y, dgate, dup] = [&gate, &up, &dy, &y, &dgate, &dup].map(|values| wide(values));
+            for i in 0..gate.len() {
+                let (f, slope) = (value(kind, gate[i]), slope(kind, gate[i]));
+                for (what, actual, expected) in
+                    [("y", y[i], f * up[i]), ("dgate", dgate[i], dy[i] * up[i] * slope), ("dup", dup[i], dy[i] * f)]
+                {
+                    // A relative part, for the roundings of the products.
+                    let limit = 1e-6f64.max(4e-7 * expected.abs()) + storing::<E>(expected);
+                    let at = format!("{what} of {kind:?} on {path}, gate {}", gate[i]);
+                    assert!((actual - expected).abs() <= limit, "{at}: {actual}, not {expected}");
+                }
             }
         }
     }
@@ -106,13 +155,16 @@ fn infinite_inputs_have_their_limits_and_nan_stays() {
 
 #[test]
 fn results_do_not_depend_on_the_threads() {
-    let x = uniform(1, 50_001);
+    let x = uniform(1, 70_001);
     for path in paths() {
-        assert_same_bits_on_any_pool(&format!("gelu on {path}"), || {
+        assert_same_bits_on_any_pool(&format!("activations on {path}"), || {
             path.scope(|| {
-                let mut y = vec![0.0; x.len()];
+                let [mut y, mut dx, mut dgate, mut dup] = [(); 4].map(|()| vec![0.0; x.len()]);
                 Activation::Gelu.forward(&x, &mut y);
-                y
+                Activation::Gelu.backward(&x, &y, &mut dx);
+                Activation::Silu.gate_backward(&x, &y, &dx, &mut dgate, &mut dup);
+                Activation::Silu.gate_forward(&dgate, &dup, &mut y);
+                [y, dx, dgate, dup].concat()
             })
         });
     }

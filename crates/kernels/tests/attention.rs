@@ -1,67 +1,76 @@
-//! Attention over ragged batches against f64, forward and backward, on every path.
+//! Attention over ragged batches against f64, forward and backward, of both elements, on every path.
 
 mod common;
 
 use common::{assert_same_bits_on_any_pool, paths, uniform};
-use fedpipe_kernels::{AttentionShape, attention_backward, attention_forward};
+use fedpipe_kernels::{AttentionShape, Element, attention_backward, attention_forward};
+use half::bf16;
 use proptest::prelude::*;
 
-struct Batch {
+struct Batch<E> {
     shape: AttentionShape,
-    offsets: Vec<usize>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    dout: Vec<f32>,
+    queries: Vec<usize>,
+    keys: Vec<usize>,
+    q: Vec<E>,
+    k: Vec<E>,
+    v: Vec<E>,
+    dout: Vec<E>,
 }
 
-impl Batch {
-    fn new(shape: AttentionShape, lengths: &[usize], seed: u64) -> Self {
-        let mut offsets = vec![0];
-        offsets.extend(lengths.iter().scan(0, |end, len| {
-            *end += len;
-            Some(*end)
-        }));
-        let tokens = offsets[lengths.len()];
-        let (queries, keys) = (tokens * shape.heads * shape.head_dim, tokens * shape.kv_heads * shape.head_dim);
-        let [q, dout] = [1, 2].map(|i| uniform(seed + i, queries));
-        let [k, v] = [3, 4].map(|i| uniform(seed + i, keys));
-        Self { shape, offsets, q, k, v, dout }
+impl<E: Element> Batch<E> {
+    /// Of sequences of so many queries and keys.
+    fn new(shape: AttentionShape, lengths: &[(usize, usize)], seed: u64) -> Self {
+        let offsets = |length: fn(&(usize, usize)) -> usize| {
+            std::iter::once(0).chain(lengths.iter().map(length).scan(0, |end, length| {
+                *end += length;
+                Some(*end)
+            }))
+        };
+        let (queries, keys): (Vec<_>, Vec<_>) = (offsets(|it| it.0).collect(), offsets(|it| it.1).collect());
+        let query_len = queries[lengths.len()] * shape.heads * shape.head_dim;
+        let key_len = keys[lengths.len()] * shape.kv_heads * shape.head_dim;
+        let of = |seed, len| uniform(seed, len).into_iter().map(E::from_f32).collect();
+        let [q, dout] = [1, 2].map(|i| of(seed + i, query_len));
+        let [k, v] = [3, 4].map(|i| of(seed + i, key_len));
+        Self { shape, queries, keys, q, k, v, dout }
     }
 
     /// `[out, log_sum_exp, dq, dk, dv]` of the kernels.
     fn run(&self) -> [Vec<f32>; 5] {
-        let Self { shape, offsets, q, k, v, dout } = self;
-        let tokens = offsets[offsets.len() - 1];
-        let mut out = vec![f32::NAN; q.len()];
-        let mut log_sum_exp = vec![f32::NAN; tokens * shape.heads];
-        attention_forward(shape, offsets, q, k, v, &mut out, &mut log_sum_exp);
-        let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![f32::NAN; x.len()]);
-        attention_backward(shape, offsets, q, k, v, &out, &log_sum_exp, dout, &mut dq, &mut dk, &mut dv);
+        let Self { shape, queries, keys, q, k, v, dout } = self;
+        let unset = E::from_f32(f32::NAN);
+        let mut out = vec![unset; q.len()];
+        let mut log_sum_exp = vec![f32::NAN; queries[queries.len() - 1] * shape.heads];
+        attention_forward(shape, queries, keys, q, k, v, &mut out, &mut log_sum_exp);
+        let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| vec![unset; x.len()]);
+        attention_backward(shape, queries, keys, q, k, v, &out, &log_sum_exp, dout, &mut dq, &mut dk, &mut dv);
+        let [out, dq, dk, dv] = [out, dq, dk, dv].map(|x| x.into_iter().map(E::to_f32).collect());
         [out, log_sum_exp, dq, dk, dv]
     }
 
     /// The same by the textbook in f64: the whole probability matrix, then the chain rule through it.
     fn reference(&self) -> [Vec<f64>; 5] {
-        let Self { shape, offsets, .. } = self;
+        let Self { shape, queries, keys, .. } = self;
         let [q, k, v, dout] = [&self.q, &self.k, &self.v, &self.dout].map(|x| widened(x));
-        let tokens = offsets[offsets.len() - 1];
-        let mut log_sum_exp = vec![0.0; tokens * shape.heads];
+        let mut log_sum_exp = vec![0.0; queries[queries.len() - 1] * shape.heads];
         let [mut out, mut dq] = [&q, &q].map(|x| vec![0.0; x.len()]);
         let [mut dk, mut dv] = [&k, &v].map(|x| vec![0.0; x.len()]);
         let (dim, scale) = (shape.head_dim, f64::from(shape.scale));
-        for pair in offsets.windows(2) {
+        for (queries, keys) in queries.windows(2).zip(keys.windows(2)) {
             for head in 0..shape.heads {
                 let query = |i: usize| (i * shape.heads + head) * dim;
                 let key = |j: usize| (j * shape.kv_heads + head / (shape.heads / shape.kv_heads)) * dim;
                 let inner = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-                for i in pair[0]..pair[1] {
+                for i in queries[0]..queries[1] {
                     let q_i = query(i)..query(i) + dim;
-                    let seen = pair[0]..if shape.causal { i + 1 } else { pair[1] };
-                    let scores = seen.clone().map(|j| scale * inner(&q[q_i.clone()], &k[key(j)..key(j) + dim]));
-                    let exponentials: Vec<f64> = scores.map(f64::exp).collect();
+                    let later = if shape.causal { queries[1] - 1 - i } else { 0 };
+                    let seen = keys[0]..keys[1] - later;
+                    let scores: Vec<f64> =
+                        seen.clone().map(|j| scale * inner(&q[q_i.clone()], &k[key(j)..key(j) + dim])).collect();
+                    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let exponentials: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                     let total: f64 = exponentials.iter().sum();
-                    log_sum_exp[i * shape.heads + head] = total.ln();
+                    log_sum_exp[i * shape.heads + head] = largest + total.ln();
                     let p: Vec<f64> = exponentials.iter().map(|e| e / total).collect();
                     let dp: Vec<f64> =
                         seen.clone().map(|j| inner(&dout[q_i.clone()], &v[key(j)..key(j) + dim])).collect();
@@ -83,15 +92,18 @@ impl Batch {
 
     fn check(&self) {
         let expected = self.reference();
+        // In f32 a few roundings of the largest element: inputs are below 1 and the sums convex or short. In bf16 a few
+        // of 2^-9: of the probabilities, of their slopes, which `out`'s rounding shifts too, and of the result. The
+        // logarithm never meets bf16.
+        let tolerances = if E::IS_BF16 { [1e-2, 2e-6, 1e-2, 1e-2, 1e-2] } else { [2e-6; 5] };
         for path in paths() {
             let actual = path.scope(|| self.run());
-            for ((name, actual), expected) in NAMES.iter().zip(&actual).zip(&expected) {
-                // Inputs are below 1 and the sums convex or short: a few roundings of the largest element.
-                let largest = expected.iter().fold(1f64, |largest, x| largest.max(x.abs()));
-                for (i, (&actual, expected)) in actual.iter().zip(expected).enumerate() {
+            for (i, name) in NAMES.iter().enumerate() {
+                let largest = expected[i].iter().fold(1f64, |largest, x| largest.max(x.abs()));
+                for (j, (&actual, expected)) in actual[i].iter().zip(&expected[i]).enumerate() {
                     let error = (f64::from(actual) - expected).abs();
-                    let what = format!("{name}[{i}] on {path} of {:?} {:?}", self.shape, self.offsets);
-                    assert!(error <= 2e-6 * largest, "{what}: {actual}, not {expected}");
+                    let what = format!("{name}[{j}] on {path} of {:?} {:?} {:?}", self.shape, self.queries, self.keys);
+                    assert!(error <= tolerances[i] * largest, "{what}: {actual}, not {expected}");
                 }
             }
         }
@@ -100,12 +112,32 @@ impl Batch {
 
 const NAMES: [&str; 5] = ["out", "log_sum_exp", "dq", "dk", "dv"];
 
-fn widened(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&x| f64::from(x)).collect()
+fn widened<E: Element>(x: &[E]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x.to_f32())).collect()
 }
 
 fn shape(kv_heads: usize, group: usize, head_dim: usize, causal: bool) -> AttentionShape {
     AttentionShape { heads: kv_heads * group, kv_heads, head_dim, causal, scale: (head_dim as f32).sqrt().recip() }
+}
+
+/// As many queries as keys: training.
+fn same<const N: usize>(lengths: [usize; N]) -> [(usize, usize); N] {
+    lengths.map(|length| (length, length))
+}
+
+/// Both elements.
+fn check(shape: AttentionShape, lengths: &[(usize, usize)], seed: u64) {
+    Batch::<f32>::new(shape, lengths, seed).check();
+    Batch::<bf16>::new(shape, lengths, seed).check();
+}
+
+/// Queries and more keys than these, or none of either, or keys alone.
+fn lengths(causal: bool) -> impl Strategy<Value = (usize, usize)> {
+    (0usize..70, 0usize..70).prop_map(move |(m, more)| match (m, more) {
+        (0, _) => (0, more),
+        _ if causal => (m, m + more),
+        _ => (m, more + 1),
+    })
 }
 
 proptest! {
@@ -113,32 +145,48 @@ proptest! {
 
     #[test]
     fn ragged_batches_match_f64(
-        lengths in prop::collection::vec(0usize..90, 0..5),
-        kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..40, causal: bool, seed in 0u64..1000,
+        lengths in prop::collection::vec(lengths(false), 0..5),
+        kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..80, seed in 0u64..1000,
     ) {
-        Batch::new(shape(kv_heads, group, head_dim, causal), &lengths, seed).check();
+        check(shape(kv_heads, group, head_dim, false), &lengths, seed);
+    }
+
+    #[test]
+    fn causal_batches_match_f64(
+        lengths in prop::collection::vec(lengths(true), 0..5),
+        kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..80, seed in 0u64..1000,
+    ) {
+        check(shape(kv_heads, group, head_dim, true), &lengths, seed);
     }
 }
 
 #[test]
 fn the_common_shapes_match_f64() {
     for (head_dim, causal) in [(32, false), (64, true), (64, false)] {
-        Batch::new(shape(2, 1, head_dim, causal), &[128, 1, 0, 256, 65], 5).check();
+        check(shape(2, 1, head_dim, causal), &same([128, 1, 0, 256, 65]), 5);
+    }
+}
+
+#[test]
+fn the_edges_of_tiles_match_f64() {
+    // Rows of a register tile and of a tile of scores, columns of one and of two vectors, and one beside each.
+    for length in [1, 2, 13, 14, 15, 16, 17, 28, 29, 32, 33, 63, 64, 65, 66] {
+        check(shape(1, 1, 32, length % 2 == 0), &[(length, length), (1, length), (length, 67)], 7);
     }
 }
 
 #[test]
 fn a_sequence_of_many_tiles_matches_f64() {
-    Batch::new(shape(1, 1, 8, true), &[1500], 6).check();
+    check(shape(1, 1, 8, true), &[(1500, 1500), (3, 1100)], 6);
 }
 
 #[test]
 fn gradients_match_finite_differences() {
-    let batch = Batch::new(shape(1, 2, 3, true), &[4, 7], 9);
+    let batch = Batch::<f32>::new(shape(1, 2, 3, true), &[(4, 4), (5, 7)], 9);
     let loss = |q: &[f32], k: &[f32], v: &[f32]| {
-        let (shape, offsets) = (batch.shape, batch.offsets.clone());
+        let (shape, queries, keys) = (batch.shape, batch.queries.clone(), batch.keys.clone());
         let (q, k, v, dout) = (q.to_vec(), k.to_vec(), v.to_vec(), batch.dout.clone());
-        let [out, ..] = Batch { shape, offsets, q, k, v, dout }.reference();
+        let [out, ..] = Batch { shape, queries, keys, q, k, v, dout }.reference();
         out.iter().zip(&batch.dout).map(|(out, &dout)| out * f64::from(dout)).sum::<f64>()
     };
     let [_, _, dq, dk, dv] = batch.run();
@@ -159,26 +207,87 @@ fn gradients_match_finite_differences() {
 
 #[test]
 fn large_scores_do_not_overflow() {
-    let mut batch = Batch::new(shape(1, 1, 4, false), &[20], 1);
-    batch.q.iter_mut().for_each(|q| *q *= 1e4);
-    for path in paths() {
-        for (name, values) in NAMES.iter().zip(path.scope(|| batch.run())) {
-            assert!(values.iter().all(|value| value.is_finite()), "{name} on {path}");
+    fn check<E: Element>() {
+        for causal in [false, true] {
+            let mut batch = Batch::<E>::new(shape(1, 1, 4, causal), &[(20, 20), (40, 50)], 1);
+            batch.q.iter_mut().for_each(|q| *q = E::from_f32(q.to_f32() * 1e4));
+            for path in paths() {
+                for (name, values) in NAMES.iter().zip(path.scope(|| batch.run())) {
+                    assert!(values.iter().all(|value| value.is_finite()), "{name} on {path}");
+                }
+            }
         }
     }
+    check::<f32>();
+    check::<bf16>();
+}
+
+#[test]
+fn a_hidden_key_counts_for_nothing() {
+    // All but the last query are blind to the last key, be its score ever so large.
+    fn check<E: Element>() {
+        let mut batch = Batch::<E>::new(shape(1, 1, 4, true), &[(20, 33)], 3);
+        let before = paths().map(|path| path.scope(|| batch.run())).collect::<Vec<_>>();
+        let last = batch.k.len() - 4;
+        batch.k[last..].fill(E::from_f32(1e4));
+        for (path, [out, log_sum_exp, ..]) in paths().zip(before) {
+            let [out_after, log_after, ..] = path.scope(|| batch.run());
+            assert_eq!(out[..19 * 4], out_after[..19 * 4], "{path}");
+            assert_eq!(log_sum_exp[..19], log_after[..19], "{path}");
+        }
+    }
+    check::<f32>();
+    check::<bf16>();
 }
 
 #[test]
 fn results_do_not_depend_on_the_threads() {
-    let batch = Batch::new(shape(2, 2, 32, true), &[70, 3, 130, 64, 0, 40], 2);
-    for path in paths() {
-        assert_same_bits_on_any_pool(&format!("attention on {path}"), || path.scope(|| batch.run().concat()));
+    fn check<E: Element>() {
+        let batch = Batch::<E>::new(shape(2, 2, 32, true), &same([70, 3, 130, 64, 0, 40]), 2);
+        for path in paths() {
+            assert_same_bits_on_any_pool(&format!("attention on {path}"), || path.scope(|| batch.run().concat()));
+        }
     }
+    check::<f32>();
+    check::<bf16>();
+}
+
+#[test]
+fn a_sequence_s_result_does_not_depend_on_the_batch() {
+    fn check<E: Element>() {
+        let (shape, lengths) = (shape(2, 1, 32, false), [(30, 40), (65, 65), (1, 200)]);
+        let together = Batch::<E>::new(shape, &lengths, 8);
+        let (from, to) = (together.queries[1] * 64, together.queries[2] * 64);
+        let keys = together.keys[1] * 64..together.keys[2] * 64;
+        let alone = Batch {
+            shape,
+            queries: vec![0, 65],
+            keys: vec![0, 65],
+            q: together.q[from..to].to_vec(),
+            k: together.k[keys.clone()].to_vec(),
+            v: together.v[keys.clone()].to_vec(),
+            dout: together.dout[from..to].to_vec(),
+        };
+        for path in paths() {
+            let ([out, _, dq, dk, dv], alone) = path.scope(|| (together.run(), alone.run()));
+            assert!(out[from..to] == alone[0] && dq[from..to] == alone[2], "{path}");
+            assert!(dk[keys.clone()] == alone[3] && dv[keys.clone()] == alone[4], "{path}");
+        }
+    }
+    check::<f32>();
+    check::<bf16>();
 }
 
 #[test]
 #[should_panic(expected = "kv_heads divides heads")]
 fn a_wrong_shape_is_named() {
     let shape = AttentionShape { heads: 3, kv_heads: 2, head_dim: 1, causal: false, scale: 1.0 };
-    attention_forward(&shape, &[0], &[], &[], &[], &mut [], &mut []);
+    attention_forward::<f32>(&shape, &[0], &[0], &[], &[], &[], &mut [], &mut []);
+}
+
+#[test]
+#[should_panic(expected = "sequence 0 has 1 queries but no keys")]
+fn queries_without_keys_are_a_bug() {
+    let shape = shape(1, 1, 1, false);
+    attention_forward(&shape, &[0, 1], &[0, 0], &[0.0], &[], &[], &mut [0.0], &mut [0.0]);
 }

@@ -147,11 +147,23 @@ fn bf16_storage_rounds_ties_to_even_and_keeps_special_values() {
 }
 
 #[test]
+fn int8_rounds_to_the_nearest_even_code_of_each_row() {
+    // By hand. The scale of the first row is 2, so 1 and 3 and 5 lie half-way between codes; zeros stay zeros; a scale that
+    // is subnormal, rounded from 1.57 to 2 units, gives 100 times it, the largest value being 200 units.
+    let unit = f32::from_bits(1);
+    let values = [254.0, 1.0, 3.0, -5.0, 5.1, 0.0, -0.0, 0.0, 0.0, 0.0, 200.0 * unit, 3.0 * unit, -unit, 0.0, 0.0];
+    let expected = [254.0, 0.0, 4.0, -4.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 200.0 * unit, 4.0 * unit, 0.0, 0.0, 0.0];
+    for path in paths() {
+        path.scope(|| assert_eq!(FrozenMatrix::int8(3, 5, &values).dequantize(), expected, "{path}"));
+    }
+}
+
+#[test]
 fn memory_at_rest_is_what_the_format_promises() {
-    // 100 · 64 weights, 100 blocks of 64.
-    let expected = [25_600, 12_800, 1_600 + 400, 2_400 + 400, 3_200 + 400, 6_400 + 400, 3_200 + 200];
+    // 100 · 64 weights, 100 rows and 100 blocks of 64.
+    let expected = [25_600, 12_800, 6_400 + 400, 1_600 + 400, 2_400 + 400, 3_200 + 400, 6_400 + 400, 3_200 + 200];
     let storage = [2, 3, 4, 8, 4].map(|bits| Storage::Codes { bits });
-    let storage: Vec<_> = [Storage::F32, Storage::Bf16].into_iter().chain(storage).collect();
+    let storage: Vec<_> = [Storage::F32, Storage::Bf16, Storage::Int8].into_iter().chain(storage).collect();
     for ((weight, bytes), storage) in weights(100, 64, 1).iter().zip(expected).zip(storage) {
         assert_eq!((weight.matrix.bytes(), weight.matrix.storage()), (bytes, storage), "{}", weight.name);
     }

@@ -72,4 +72,13 @@ pub enum Error {
     /// A tensor operation.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// Tensors whose shapes do not fit each other.
+    #[error("tensor shapes: {0}")]
+    Shape(String),
+}
+
+impl Error {
+    pub(crate) fn shape(what: String) -> Self {
+        Self::Shape(what)
+    }
 }

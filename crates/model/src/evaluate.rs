@@ -1,12 +1,12 @@
 //! Logits, predictions and quality of a model with an adapter.
 
 use crate::Error;
-use crate::adapter::{Adapters, tensor};
+use crate::adapter::Adapters;
 use crate::arch::Encoder;
 use crate::data::Dataset;
-use crate::ops::Ops;
-use crate::task::ClassificationHead;
-use candle_core::Tensor;
+use crate::ops::{Offsets, OpsKind, Pass, Workspace};
+use crate::parameters::Parameters;
+use crate::task::classification_head;
 use fedpipe_core::{Adapter, Metrics};
 use std::collections::BTreeMap;
 
@@ -34,18 +34,22 @@ pub fn logits(
     adapter: &Adapter,
     data: &Dataset,
 ) -> Result<Vec<Vec<f32>>, Error> {
-    let adapters = Adapters::constant(adapter)?;
-    let mut head = BTreeMap::new();
-    for (name, values) in &adapter.head {
-        head.insert(name.clone(), tensor(values)?);
-    }
-    let head = ClassificationHead::new(head_module, &head)?;
+    let adapters = Adapters::constant(adapter);
+    let mut parameters = Parameters::default();
+    let head: BTreeMap<_, _> =
+        adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
+    let head = classification_head(head_module, &head)?;
+    let classes = parameters.get(head[0]).rows();
+    let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut logits = Vec::with_capacity(data.len());
     for part in indices.chunks(BATCH) {
         let texts = data.subset(part);
-        let pooled: Tensor = encoder.pooled(Ops::Fast, &texts.ids, &texts.offsets.into(), &adapters)?;
-        logits.extend(head.logits(&pooled)?.to_vec2::<f32>()?);
+        let offsets: Offsets = texts.offsets.into();
+        let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference)?;
+        let pooled = encoder.pooled(&mut *ops, &texts.ids, &offsets)?;
+        let found = ops.classify(&pooled, head, None)?.logits;
+        logits.extend(found.chunks_exact(classes.max(1)).map(<[f32]>::to_vec));
     }
     Ok(logits)
 }

@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod arch;
 mod base;
+mod cache;
 pub mod data;
 mod error;
 mod evaluate;
@@ -12,6 +13,7 @@ pub mod io;
 mod nn;
 pub mod ops;
 mod optimizer;
+pub mod parameters;
 mod probe;
 mod profile;
 pub mod quant;
@@ -20,8 +22,9 @@ pub mod task;
 mod train;
 
 pub use base::BaseModel;
+pub use cache::{CacheLimits, Prefix, PrefixCache};
 pub use error::Error;
 pub use evaluate::{Prediction, evaluate, logits, predict};
 pub use profile::{HeapMeter, ProfileSettings, device_name, measure_device};
-pub use silo::{SiloSettings, SiloTrainer};
-pub use train::{StepReport, train};
+pub use silo::{CacheSettings, SiloSettings, SiloTrainer};
+pub use train::{StepReport, Training, train};

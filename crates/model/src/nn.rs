@@ -1,8 +1,7 @@
 //! Layers of the base model: frozen, shared between silos, and unaware of what is attached to them.
 
-use crate::adapter::{Adapters, Attached};
-use crate::ops::{NormWeights, Ops};
-use candle_core::{Result, Tensor};
+use crate::Error;
+use crate::ops::{Ops, Value};
 use fedpipe_core::WeightId;
 use fedpipe_kernels::FrozenMatrix;
 use std::sync::Arc;
@@ -21,52 +20,40 @@ impl Linear {
         Self { id, weight: Arc::new(weight), bias }
     }
 
-    /// The layer with what `adapters` holds for its weight.
+    /// The weight's module path.
+    pub fn id(&self) -> &WeightId {
+        &self.id
+    }
+
+    /// W.
+    pub fn weight(&self) -> &FrozenMatrix {
+        &self.weight
+    }
+
+    /// The bias `[out]`.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// The layer alone over x.
     ///
     /// # Errors
-    /// When the shapes disagree or candle fails.
-    pub fn forward(&self, ops: Ops, x: &Tensor, adapters: &Adapters) -> Result<Tensor> {
-        let bias = self.bias.as_ref();
-        match adapters.get(&self.id) {
-            None => ops.linear(x, &self.weight, bias),
-            // Dropout belongs to what trains; factors that are only applied stay whole.
-            Some(Attached::Lora(factors)) if !factors.a.track_op() => ops.lora_linear(x, &self.weight, bias, factors),
-            Some(Attached::Lora(factors)) => match adapters.dropout_mask(&self.id, x)? {
-                None => ops.lora_linear(x, &self.weight, bias, factors),
-                Some(mask) => {
-                    let y = ops.linear(x, &self.weight, bias)?;
-                    y + factors.composed(&(x * mask)?, x)?
-                }
-            },
-            Some(Attached::Singular(triplets)) => ops.linear(x, &self.weight, bias)? + triplets.forward(x)?,
-        }
+    /// When the widths disagree or an operation fails.
+    pub fn forward<'a>(&'a self, ops: &mut dyn Ops<'a>, x: &Value) -> Result<Value, Error> {
+        let [y] = together(ops, x, [self])?;
+        Ok(y)
     }
 }
 
-/// Layer normalisation of a sum.
-#[derive(Debug, Clone)]
-pub struct LayerNorm(pub NormWeights);
-
-impl LayerNorm {
-    /// The norm of x + residual, both `[tokens, hidden]`.
-    ///
-    /// # Errors
-    /// When the shapes disagree or candle fails.
-    pub fn forward(&self, ops: Ops, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        ops.add_layer_norm(x, residual, &self.0)
-    }
-}
-
-/// A table of frozen rows.
-#[derive(Debug, Clone)]
-pub struct Embedding(pub Arc<FrozenMatrix>);
-
-impl Embedding {
-    /// Adds row `index` to `to` `[hidden]`, going through `row` `[hidden]`.
-    pub fn add_row(&self, index: usize, row: &mut [f32], to: &mut [f32]) {
-        self.0.row_into(index, row);
-        for (to, value) in to.iter_mut().zip(&*row) {
-            *to += value;
-        }
-    }
+/// Several layers over one x, which is read once.
+///
+/// # Errors
+/// As [`Linear::forward`].
+pub fn together<'a, const N: usize>(
+    ops: &mut dyn Ops<'a>,
+    x: &Value,
+    layers: [&'a Linear; N],
+) -> Result<[Value; N], Error> {
+    let values = ops.linears(x, &layers)?;
+    values.try_into().map_err(|_| Error::shape("one value for each layer".into()))
 }

@@ -1,63 +1,46 @@
-//! AdamW over candle variables.
+//! AdamW over all parameters.
 
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Result, Tensor, Var};
+use crate::parameters::{Gradients, Parameters};
 use fedpipe_kernels::{AdamW as Kernel, Parameter};
 
-/// AdamW (arXiv 1711.05101) with the moments of a fixed list of variables.
+/// AdamW (arXiv 1711.05101) with the moments of every parameter.
 pub(crate) struct AdamW {
-    slots: Vec<Slot>,
+    first_moments: Vec<Vec<f32>>,
+    second_moments: Vec<Vec<f32>>,
     weight_decay: f64,
     step: u64,
 }
 
-struct Slot {
-    variable: Var,
-    first_moment: Vec<f32>,
-    second_moment: Vec<f32>,
-}
-
 impl AdamW {
-    pub(crate) fn new(variables: Vec<Var>, weight_decay: f64) -> Self {
-        let slots = variables.into_iter().map(|variable| {
-            let count = variable.elem_count();
-            Slot { variable, first_moment: vec![0.0; count], second_moment: vec![0.0; count] }
-        });
-        Self { slots: slots.collect(), weight_decay, step: 0 }
+    pub(crate) fn new(parameters: &Parameters, weight_decay: f64) -> Self {
+        let zeros: Vec<Vec<f32>> = parameters.iter().map(|(_, values)| vec![0.0; values.data().len()]).collect();
+        Self { first_moments: zeros.clone(), second_moments: zeros, weight_decay, step: 0 }
     }
 
-    /// One step along the sum of `gradients`, scaled down when its global norm exceeds `max_norm`; a variable without
-    /// a gradient stays as it is.
-    pub(crate) fn step(&mut self, gradients: &[&GradStore], learning_rate: f64, max_norm: f64) -> Result<()> {
+    /// One step along the gradients, scaled down when their global norm exceeds `max_norm`; a parameter without a gradient
+    /// stays as it is.
+    pub(crate) fn step(
+        &mut self,
+        parameters: &mut Parameters,
+        gradients: &mut Gradients,
+        learning_rate: f64,
+        max_norm: f64,
+    ) {
         self.step += 1;
-        let mut updates = Vec::with_capacity(self.slots.len());
-        for slot in &mut self.slots {
-            let parts = gradients.iter().filter_map(|store| store.get(&slot.variable)).cloned();
-            let Some(gradient) = parts.map(Ok).reduce(|sum, part| sum? + part?) else { continue };
-            let gradient: Vec<f32> = gradient?.flatten_all()?.to_vec1()?;
-            let value: Vec<f32> = slot.variable.flatten_all()?.to_vec1()?;
-            updates.push((slot, value, gradient));
-        }
-        let square: f64 = updates.iter().flat_map(|(_, _, g)| g).map(|&g| f64::from(g) * f64::from(g)).sum();
-        if square.sqrt() > max_norm {
-            let scale = (max_norm / square.sqrt()) as f32;
-            updates.iter_mut().flat_map(|(_, _, g)| g).for_each(|g| *g *= scale);
+        let norm = gradients.norm();
+        if norm > max_norm {
+            gradients.scale((max_norm / norm) as f32);
         }
         let kernel = Kernel { learning_rate, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: self.weight_decay };
-        let mut parameters: Vec<Parameter<'_>> = updates
+        let moments = self.first_moments.iter_mut().zip(&mut self.second_moments);
+        let mut slots: Vec<Parameter<'_>> = parameters
             .iter_mut()
-            .map(|(slot, value, gradient)| Parameter {
-                value,
-                gradient,
-                first_moment: &mut slot.first_moment,
-                second_moment: &mut slot.second_moment,
+            .zip(moments)
+            .filter_map(|((id, value), (first_moment, second_moment))| {
+                let gradient = gradients.get(id)?;
+                Some(Parameter { value: value.data_mut(), gradient, first_moment, second_moment })
             })
             .collect();
-        kernel.step(self.step, &mut parameters);
-        for (slot, value, _) in updates {
-            let shape = slot.variable.shape().clone();
-            slot.variable.set(&Tensor::from_vec(value, shape, &Device::Cpu)?)?;
-        }
-        Ok(())
+        kernel.step(self.step, &mut slots);
     }
 }

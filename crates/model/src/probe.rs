@@ -1,13 +1,14 @@
 //! The importance probe: a few steps with singular-value adapters on every candidate weight.
 
 use crate::Error;
-use crate::adapter::{Adapters, Attached, Sensitivity, Trainable, Triplets};
+use crate::adapter::{Attached, Sensitivity, Trainable, Triplets};
 use crate::arch::Encoder;
 use crate::data::{Batches, Dataset};
-use crate::ops::{Ops, cross_entropy};
+use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::optimizer::AdamW;
-use crate::task::ClassificationHead;
-use crate::train::{Batch, StepReport, finite, tensors};
+use crate::parameters::Gradients;
+use crate::task::classification_head;
+use crate::train::{StepReport, finite};
 use fedpipe_core::{Adapter, CandidateWeight, ProbeWork, Purpose, Seed, Stop, WeightId};
 use std::collections::BTreeMap;
 
@@ -30,38 +31,45 @@ pub(crate) fn probe(
     on_step: &mut dyn FnMut(StepReport),
 ) -> Result<BTreeMap<WeightId, f64>, Error> {
     let head_only = Adapter { scaling: 1.0, factors: BTreeMap::new(), head: work.head.clone() };
-    let trainable = Trainable::new(&head_only)?;
-    let head = ClassificationHead::new(head_module, &tensors(trainable.head()))?;
-    let mut variables = trainable.variables();
-    let mut adapters = Adapters::none();
+    let mut trainable = Trainable::new(&head_only);
+    let head = classification_head(head_module, trainable.head())?;
+    let mut adapters = trainable.attached(&BTreeMap::new());
+    let parameters = &mut trainable.parameters;
     let mut attached = Vec::with_capacity(candidates.len());
     for weight in candidates {
         let seed = seed.derive(Purpose::Probe, 0, None).named(weight.id.as_str());
-        let triplets = Triplets::fresh(work.rank, weight.inputs, weight.outputs, seed)?;
-        variables.extend(triplets.variables());
-        adapters.insert(weight.id.clone(), Attached::Singular(triplets.clone()));
+        let triplets = Triplets::fresh(parameters, work.rank, weight.inputs, weight.outputs, seed);
+        let lora = Attached { trained: Some(triplets.factors()), fixed: None, scaling: 1.0 };
+        adapters.insert(weight.id.clone(), lora);
         attached.push((&weight.id, triplets));
     }
-    let mut optimizer = AdamW::new(variables, 0.0);
+    let mut optimizer = AdamW::new(parameters, 0.0);
+    let mut gradients = Gradients::new(parameters);
     let mut sensitivity = Sensitivity::new(work.betas);
+    let workspace = Workspace::new(OpsKind::Fast, work.base_format, false);
     let batches = Batches::new(data.len(), work.batch_size, seed.derive(Purpose::Batches, 0, None));
     for (step, indices) in batches.take(work.steps).enumerate() {
         if stop.requested() {
             return Err(Error::Stopped { steps: step });
         }
-        let batch = Batch::new(data, &indices)?;
-        let pooled = encoder.pooled(Ops::Fast, &batch.ids, &batch.offsets, &adapters)?;
-        let loss = cross_entropy(&head.logits(&pooled)?, &batch.labels)?;
-        let value = finite(&loss, step)?;
-        // Sensitivity is that of the task's loss. The regulariser pulls at every weight alike and would drown it.
-        let gradients = loss.backward()?;
-        let mut penalty = loss.zeros_like()?;
+        attached.iter().for_each(|(_, triplets)| triplets.compose(parameters));
+        let batch = data.subset(&indices);
+        let offsets: Offsets = batch.offsets.into();
+        gradients.clear();
+        let mut ops = workspace.ops(parameters, &adapters, Pass::Training)?;
+        let pooled = encoder.pooled(&mut *ops, &batch.ids, &offsets)?;
+        let loss = finite(ops.classify(&pooled, head, Some(&batch.labels))?.loss, step)?;
+        drop(pooled);
+        ops.backward(&mut gradients)?;
+        drop(ops);
         for (id, triplets) in &attached {
-            sensitivity.observe(id, triplets, &gradients)?;
-            penalty = (penalty + (triplets.orthogonality_penalty()? * work.orthogonality)?)?;
+            triplets.hand_on(parameters, &mut gradients);
+            // Sensitivity is that of the task's loss. The regulariser pulls at every weight alike and would drown it.
+            sensitivity.observe(id, triplets, parameters, &gradients);
+            triplets.add_orthogonality(work.orthogonality, parameters, &mut gradients);
         }
-        optimizer.step(&[&gradients, &penalty.backward()?], work.learning_rate, MAX_GRAD_NORM)?;
-        on_step(StepReport { step: step + 1, loss: value, tokens: batch.ids.len() as u64 });
+        optimizer.step(parameters, &mut gradients, work.learning_rate, MAX_GRAD_NORM);
+        on_step(StepReport { step: step + 1, loss, tokens: batch.ids.len() as u64 });
     }
     Ok(sensitivity.scores())
 }

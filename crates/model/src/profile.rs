@@ -2,17 +2,18 @@
 //!
 //! Steps of the real training code run over synthetic texts; differences between settings give the coefficients:
 //! with T tokens, d layers from the lowest adapted one upwards and R the sum of the ranks,
-//! peak(T, d, R) = fixed + T·(workspace + d·layer + R·adapter) + 16·parameters bytes, and
+//! peak(T, d, R) = fixed + T·(workspace + d·layer + R·adapter) + 16·parameters bytes for either format of activations, and
 //! seconds(T, d, R) = overhead + T·(layers·forward + d·backward + R·adapter).
 
 use crate::adapter::fresh_head;
 use crate::arch::Encoder;
 use crate::data::Dataset;
 use crate::evaluate::logits;
-use crate::{BaseModel, Error, train};
+use crate::ops::OpsKind;
+use crate::{BaseModel, Error, Training, train};
 use fedpipe_core::{
-    Adapter, BaseFormat, CandidateWeight, DeviceProfile, LowRank, MemoryCoefficients, ModelSpec, Seed, Stop,
-    TimeCoefficients, TrainWork,
+    ActivationFormat, Adapter, BaseFormat, CandidateWeight, DeviceProfile, LowRank, MemoryCoefficients, ModelSpec,
+    Seed, Stop, TimeCoefficients, TrainWork,
 };
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -78,24 +79,34 @@ pub fn measure_device(
 ) -> Result<DeviceProfile, Error> {
     let bench = Bench { base, spec, settings, meter, stop };
     let (layers, batch) = (spec.layers as f64, settings.batch_size);
-    let (memory, adapter_s_per_token_rank, step_overhead_s) = {
-        let format = settings.formats.iter().copied().find(|f| *f != BaseFormat::F32).unwrap_or(BaseFormat::F32);
+    let mut memory = BTreeMap::new();
+    // Of the two formats of activations the last one measured counts: the narrower, when both are.
+    let (mut adapter_s_per_token_rank, mut step_overhead_s) = (0.0, 0.0);
+    for activations in ActivationFormat::ALL {
+        let Some(&format) = settings.formats.iter().find(|format| format.activations() == activations) else {
+            continue;
+        };
         let encoder = base.encoder(format)?;
+        let step = |texts, tokens, lowest, rank| bench.step(&*encoder, format, texts, tokens, lowest, rank);
         let top = spec.layers.saturating_sub(1);
-        bench.step(&*encoder, batch, settings.text_tokens, 0, settings.rank)?;
-        let small = bench.step(&*encoder, batch.div_ceil(4), settings.text_tokens, top, settings.rank)?;
-        let shallow = bench.step(&*encoder, batch, settings.text_tokens, top, settings.rank)?;
-        let deep = bench.step(&*encoder, batch, settings.text_tokens, 0, settings.rank)?;
-        let wide = bench.step(&*encoder, batch, settings.text_tokens, 0, 4 * settings.rank)?;
-        let tiny = bench.step(&*encoder, 1, 2, top, settings.rank)?;
-        let adapter_s = ((wide.seconds - deep.seconds) / (wide.tokens * (wide.ranks - deep.ranks))).max(0.0);
-        (memory(&small, &shallow, &deep, &wide), adapter_s, tiny.seconds)
-    };
+        step(batch, settings.text_tokens, 0, settings.rank)?;
+        let small = step(batch.div_ceil(4), settings.text_tokens, 0, settings.rank)?;
+        let shallow = step(batch, settings.text_tokens, top, settings.rank)?;
+        let deep = step(batch, settings.text_tokens, 0, settings.rank)?;
+        let wide = step(batch, settings.text_tokens, 0, 4 * settings.rank)?;
+        let tiny = step(1, 2, top, settings.rank)?;
+        let layer_input_bytes_per_token = (spec.hidden * activations.value_bytes()) as f64;
+        let measured =
+            MemoryCoefficients { layer_input_bytes_per_token, ..coefficients(&small, &shallow, &deep, &wide) };
+        memory.insert(activations, measured);
+        let per_rank = (wide.seconds - deep.seconds) / (wide.tokens * (wide.ranks - deep.ranks));
+        (adapter_s_per_token_rank, step_overhead_s) = (per_rank.max(0.0), tiny.seconds);
+    }
     let mut time = BTreeMap::new();
     for &format in &settings.formats {
         let encoder = base.encoder(format)?;
         let forward = bench.forward(&*encoder)?;
-        let step = bench.step(&*encoder, batch, settings.text_tokens, 0, settings.rank)?;
+        let step = bench.step(&*encoder, format, batch, settings.text_tokens, 0, settings.rank)?;
         let forward_s_per_token_layer = forward / (step.tokens * layers);
         let adapters = step.tokens * step.ranks * adapter_s_per_token_rank;
         let backward = (step.seconds - step_overhead_s - adapters - forward).max(0.0);
@@ -151,6 +162,7 @@ impl Bench<'_> {
     fn step(
         &self,
         encoder: &dyn Encoder,
+        base_format: BaseFormat,
         texts: usize,
         tokens: usize,
         lowest: usize,
@@ -162,17 +174,21 @@ impl Bench<'_> {
         let work = TrainWork {
             adapter,
             fixed: BTreeMap::new(),
-            base_format: BaseFormat::F32,
+            base_format,
+            recompute: false,
             batch_size: texts,
             steps: self.settings.repetitions,
             learning_rate: (1e-4, 1e-4),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             dropout: self.settings.dropout,
+            spare_bytes: 0,
         };
         let (mut last, mut fastest) = (Instant::now(), f64::INFINITY);
         let (peak, result) = peak_of(self.meter, || {
-            train(encoder, self.base.outline().head_module, &data, &work, Seed(0), self.stop, &mut |_| {
+            let training =
+                Training { kind: OpsKind::Fast, encoder, head_module: self.base.outline().head_module, cache: None };
+            train(training, &data, &work, Seed(0), self.stop, &mut |_| {
                 fastest = fastest.min(last.elapsed().as_secs_f64());
                 last = Instant::now();
             })
@@ -202,16 +218,19 @@ impl Bench<'_> {
     }
 }
 
-/// Solves the four memory coefficients from four settings; none is below zero.
-fn memory(small: &Step, shallow: &Step, deep: &Step, wide: &Step) -> MemoryCoefficients {
+/// Solves the measured memory coefficients from four settings, none below zero; the input of a layer is not measured.
+fn coefficients(small: &Step, shallow: &Step, deep: &Step, wide: &Step) -> MemoryCoefficients {
     let adapter = ((wide.bytes - deep.bytes) / (wide.tokens * (wide.ranks - deep.ranks)).max(1.0)).max(0.0);
     let deeper = deep.bytes - shallow.bytes - deep.tokens * adapter * (deep.ranks - shallow.ranks);
     let layer = (deeper / (deep.tokens * (deep.depth - shallow.depth)).max(1.0)).max(0.0);
-    let per_token = (shallow.bytes - small.bytes) / (shallow.tokens - small.tokens).max(1.0);
-    let workspace = (per_token - shallow.depth * layer - shallow.ranks * adapter).max(0.0);
+    // From two deep steps: the last layer may keep less than the others (a classifier reads its first tokens alone), and
+    // the difference belongs to what does not depend on the depth.
+    let per_token = (deep.bytes - small.bytes) / (deep.tokens - small.tokens).max(1.0);
+    let workspace = (per_token - deep.depth * layer - deep.ranks * adapter).max(0.0);
     let explained = deep.tokens * (workspace + deep.depth * layer + deep.ranks * adapter);
     MemoryCoefficients {
         layer_bytes_per_token: layer,
+        layer_input_bytes_per_token: 0.0,
         workspace_bytes_per_token: workspace,
         adapter_bytes_per_token_rank: adapter,
         fixed_bytes: (deep.bytes - explained).max(0.0),
@@ -231,8 +250,12 @@ mod tests {
             bytes: 5000.0 + tokens * (700.0 + depth * 300.0 + ranks * 2.0),
             seconds: 0.0,
         };
-        let found =
-            memory(&step(10.0, 1.0, 16.0), &step(40.0, 1.0, 16.0), &step(40.0, 6.0, 96.0), &step(40.0, 6.0, 384.0));
+        let found = coefficients(
+            &step(10.0, 6.0, 96.0),
+            &step(40.0, 1.0, 16.0),
+            &step(40.0, 6.0, 96.0),
+            &step(40.0, 6.0, 384.0),
+        );
         for (found, expected) in [
             (found.layer_bytes_per_token, 300.0),
             (found.workspace_bytes_per_token, 700.0),

@@ -1,16 +1,15 @@
 //! Local training of low-rank adapters and a classification head.
 
 use crate::Error;
-use crate::adapter::Trainable;
+use crate::adapter::{Adapters, Trainable};
 use crate::arch::Encoder;
+use crate::cache::PrefixCache;
 use crate::data::{Batches, Dataset};
-use crate::ops::{Ops, cross_entropy};
+use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::optimizer::AdamW;
-use crate::task::ClassificationHead;
-use candle_core::{Device, Tensor, Var};
+use crate::parameters::Gradients;
+use crate::task::classification_head;
 use fedpipe_core::{Adapter, Purpose, Seed, Stop, TrainWork};
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// One optimizer step, as it is reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,37 +22,102 @@ pub struct StepReport {
     pub tokens: u64,
 }
 
+/// What a silo trains with.
+pub struct Training<'a> {
+    /// The operations.
+    pub kind: OpsKind,
+    /// The base model.
+    pub encoder: &'a dyn Encoder,
+    /// Module of the classification head.
+    pub head_module: &'a str,
+    /// Keeps what the frozen layers at the bottom make of each text.
+    pub cache: Option<&'a mut PrefixCache>,
+}
+
 /// Trains `work.adapter` on `data` for `work.steps` steps and returns it as it is then. The batches follow from `seed`.
 ///
 /// # Errors
 /// [`Error::NotFinite`] when the loss is not a number, [`Error::Stopped`] when `stop` was requested, and tensor errors.
 pub fn train(
-    encoder: &dyn Encoder,
-    head_module: &str,
+    training: Training<'_>,
     data: &Dataset,
     work: &TrainWork,
     seed: Seed,
     stop: &Stop,
     on_step: &mut dyn FnMut(StepReport),
 ) -> Result<Adapter, Error> {
-    let trainable = Trainable::new(&work.adapter)?;
-    let mut adapters = trainable.attached(&work.fixed)?;
-    let head = ClassificationHead::new(head_module, &tensors(trainable.head()))?;
-    let mut optimizer = AdamW::new(trainable.variables(), work.weight_decay);
+    let Training { kind, encoder, head_module, mut cache } = training;
+    let mut trainable = Trainable::new(&work.adapter);
+    let mut adapters = trainable.attached(&work.fixed);
+    let head = classification_head(head_module, trainable.head())?;
+    let mut optimizer = AdamW::new(&trainable.parameters, work.weight_decay);
+    let mut gradients = Gradients::new(&trainable.parameters);
+    let workspace = Workspace::new(kind, work.base_format, work.recompute);
     let batches = Batches::new(data.len(), work.batch_size, seed.derive(Purpose::Batches, 0, None));
     for (step, indices) in batches.take(work.steps).enumerate() {
         if stop.requested() {
             return Err(Error::Stopped { steps: step });
         }
         adapters.set_dropout(work.dropout, seed.derive(Purpose::Dropout, step as u32, None));
-        let batch = Batch::new(data, &indices)?;
-        let pooled = encoder.pooled(Ops::Fast, &batch.ids, &batch.offsets, &adapters)?;
-        let loss = cross_entropy(&head.logits(&pooled)?, &batch.labels)?;
-        let value = finite(&loss, step)?;
-        optimizer.step(&[&loss.backward()?], learning_rate(work, step), work.max_grad_norm)?;
-        on_step(StepReport { step: step + 1, loss: value, tokens: batch.ids.len() as u64 });
+        let batch = data.subset(&indices);
+        let offsets: Offsets = batch.offsets.as_slice().into();
+        gradients.clear();
+        let mut ops = workspace.ops(&trainable.parameters, &adapters, Pass::Training)?;
+        let pooled = match cache.as_deref_mut() {
+            None => encoder.pooled(&mut *ops, &batch.ids, &offsets)?,
+            Some(cache) => {
+                let prefix = Frozen { encoder, workspace: &workspace, trainable: &trainable, adapters: &adapters };
+                let (first, bytes) = prefix.output(cache, &batch)?;
+                let x = ops.constant(batch.tokens(), encoder.hidden(), &bytes)?;
+                encoder.pooled_from(&mut *ops, first, x, &offsets)?
+            }
+        };
+        let loss = finite(ops.classify(&pooled, head, Some(&batch.labels))?.loss, step)?;
+        drop(pooled);
+        ops.backward(&mut gradients)?;
+        drop(ops);
+        optimizer.step(&mut trainable.parameters, &mut gradients, learning_rate(work, step), work.max_grad_norm);
+        on_step(StepReport { step: step + 1, loss, tokens: batch.tokens() as u64 });
     }
-    Ok(trainable.adapter()?)
+    Ok(trainable.adapter())
+}
+
+/// Tokens below which products may round otherwise than those of a batch.
+const FEW_TOKENS: usize = 64;
+
+/// The frozen layers at the bottom, with the factors that are applied there.
+struct Frozen<'a> {
+    encoder: &'a dyn Encoder,
+    workspace: &'a Workspace,
+    trainable: &'a Trainable,
+    adapters: &'a Adapters,
+}
+
+impl Frozen<'_> {
+    /// The first layer above them, and what it reads: `[tokens, hidden]` of the batch as bytes.
+    fn output(&self, cache: &mut PrefixCache, batch: &Dataset) -> Result<(usize, Vec<u8>), Error> {
+        // The last layer is computed for some tokens only, so its output is not what is kept.
+        let first = cache.prefix().layer().min(self.encoder.layers() - 1);
+        let mut bytes = vec![0; batch.tokens() * self.encoder.hidden() * self.workspace.element_bytes()];
+        cache.fill(batch, &mut bytes, |missing| self.compute(missing, first))?;
+        Ok((first, bytes))
+    }
+
+    fn compute(&self, texts: &Dataset, first: usize) -> Result<Vec<u8>, Error> {
+        // A text must come out the same whatever others are missing with it: a few tokens are computed several times over.
+        let times = FEW_TOKENS.div_ceil(texts.tokens().max(1));
+        let indices: Vec<usize> = (0..texts.len()).cycle().take(texts.len() * times).collect();
+        let repeated = texts.subset(&indices);
+        let offsets: Offsets = repeated.offsets.into();
+        let mut ops = self.workspace.ops(&self.trainable.parameters, self.adapters, Pass::Inference)?;
+        let mut x = self.encoder.embed(&mut *ops, &repeated.ids, &offsets)?;
+        for layer in 0..first {
+            x = self.encoder.layer(&mut *ops, layer, &x, &offsets)?;
+        }
+        let mut bytes = ops.bytes(&x)?;
+        bytes.truncate(bytes.len() / times);
+        Ok(bytes)
+    }
 }
 
 /// Linear from the first rate of the round to the second, which the next round starts with.
@@ -62,28 +126,8 @@ fn learning_rate(work: &TrainWork, step: usize) -> f64 {
     from + (to - from) * step as f64 / work.steps.max(1) as f64
 }
 
-/// The loss as a number.
-pub(crate) fn finite(loss: &Tensor, step: usize) -> Result<f64, Error> {
-    let loss = f64::from(loss.to_scalar::<f32>()?);
+/// The loss, if it is a number.
+pub(crate) fn finite(loss: Option<f64>, step: usize) -> Result<f64, Error> {
+    let loss = loss.unwrap_or(f64::NAN);
     if loss.is_finite() { Ok(loss) } else { Err(Error::NotFinite { step: step + 1, loss }) }
-}
-
-/// Variables as the tensors that a forward pass sees.
-pub(crate) fn tensors(variables: &BTreeMap<String, Var>) -> BTreeMap<String, Tensor> {
-    variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect()
-}
-
-/// A ragged batch, packed end to end.
-pub(crate) struct Batch {
-    pub(crate) ids: Vec<u32>,
-    pub(crate) offsets: Arc<[usize]>,
-    pub(crate) labels: Tensor,
-}
-
-impl Batch {
-    pub(crate) fn new(data: &Dataset, indices: &[usize]) -> Result<Self, Error> {
-        let subset = data.subset(indices);
-        let labels = Tensor::from_vec(subset.labels, indices.len(), &Device::Cpu)?;
-        Ok(Self { ids: subset.ids, offsets: subset.offsets.into(), labels })
-    }
 }

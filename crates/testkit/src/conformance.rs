@@ -114,12 +114,14 @@ fn train_task(silo: &str, steps: usize) -> Task {
         adapter: Adapter { scaling: 1.0, factors: BTreeMap::new(), head: Tensors::new() },
         fixed: BTreeMap::new(),
         base_format: BaseFormat::F32,
+        recompute: false,
         batch_size: 1,
         steps,
         learning_rate: (0.1, 0.1),
         weight_decay: 0.0,
         max_grad_norm: 1.0,
         dropout: 0.0,
+        spare_bytes: 0,
     };
     Task { round: 3, silo: silo.into(), seed: Seed(1), work: Work::Train(work) }
 }

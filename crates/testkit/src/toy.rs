@@ -1,9 +1,9 @@
 //! A model of two weights and a silo that fits it to a target: small enough to follow by hand.
 
 use fedpipe_core::{
-    Adapter, BaseFormat, CandidateWeight, DeviceProfile, Event, Failure, LengthStats, LowRank, Matrix, Measured,
-    MemoryCoefficients, ModelSpec, Observer, Outcome, ProbeWork, SiloId, SiloProfile, Stop, Task, TimeCoefficients,
-    TrainWork, Trainer, Update, WeightId, Work,
+    ActivationFormat, Adapter, BaseFormat, CandidateWeight, DeviceProfile, Event, Failure, LengthStats, LowRank,
+    Matrix, Measured, MemoryCoefficients, ModelSpec, Observer, Outcome, ProbeWork, SiloId, SiloProfile, Stop, Task,
+    TimeCoefficients, TrainWork, Trainer, Update, WeightId, Work,
 };
 use std::collections::BTreeMap;
 
@@ -31,6 +31,13 @@ pub fn toy_model() -> ModelSpec {
 /// A silo of 100 texts of ten tokens, 1 MiB, half speed and 1 Mbit/s; its measured profile is made of round numbers.
 pub fn toy_profile(silo: &str) -> SiloProfile {
     let time = TimeCoefficients { forward_s_per_token_layer: 1e-3, backward_s_per_token_layer: 2e-3 };
+    let memory = |layer_input_bytes_per_token: f64| MemoryCoefficients {
+        layer_bytes_per_token: 100.0,
+        layer_input_bytes_per_token,
+        workspace_bytes_per_token: 50.0,
+        adapter_bytes_per_token_rank: 1.0,
+        fixed_bytes: 1000.0,
+    };
     SiloProfile {
         silo: silo.into(),
         examples: 100,
@@ -40,12 +47,7 @@ pub fn toy_profile(silo: &str) -> SiloProfile {
         bandwidth_mbps: 1.0,
         device: DeviceProfile {
             device: "toy".into(),
-            memory: MemoryCoefficients {
-                layer_bytes_per_token: 100.0,
-                workspace_bytes_per_token: 50.0,
-                adapter_bytes_per_token_rank: 1.0,
-                fixed_bytes: 1000.0,
-            },
+            memory: [(ActivationFormat::F32, memory(10.0)), (ActivationFormat::Bf16, memory(5.0))].into(),
             time: [BaseFormat::F32, BaseFormat::Bf16, BaseFormat::Nf4].map(|format| (format, time.clone())).into(),
             adapter_s_per_token_rank: 3e-3,
             step_overhead_s: 10e-3,

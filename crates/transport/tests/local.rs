@@ -99,12 +99,14 @@ fn task(name: &str) -> Task {
         adapter: Adapter { scaling: 2.0, factors: BTreeMap::new(), head: BTreeMap::new() },
         fixed: BTreeMap::new(),
         base_format: BaseFormat::F32,
+        recompute: false,
         batch_size: 4,
         steps: 3,
         learning_rate: (1e-3, 1e-3),
         weight_decay: 0.0,
         max_grad_norm: 1.0,
         dropout: 0.0,
+        spare_bytes: 0,
     };
     Task { round: 3, silo: name.into(), seed: Seed(1), work: Work::Train(work) }
 }

@@ -64,7 +64,7 @@ pub struct ProbeSettings {
     pub steps: usize,
     /// Constant learning rate of AdamW.
     pub learning_rate: f64,
-    /// Batch sizes and formats to choose from; its ranks play no part.
+    /// Batch sizes and formats to choose from; the rest of it plays no part.
     pub menu: Menu,
 }
 

@@ -55,10 +55,11 @@ impl ImportanceMeasure for SvdSensitivity {
     }
 }
 
-/// Predicted memory of a probe: the cost model with `rank` on every candidate weight, and the smoothed scores.
+/// Predicted memory of a probe: the cost model with `rank` on every candidate weight, all activations kept, and the
+/// smoothed scores.
 fn probe_bytes(model: &ModelSpec, profile: &SiloProfile, rank: usize, batch: usize, format: BaseFormat) -> Option<f64> {
     let load = AdapterLoad::of(model, |_| rank, |_| 0);
-    let step = memory(model, &profile.device, &load, format, profile.lengths.large_batch(batch))?;
+    let step = memory(model, &profile.device, &load, format, false, profile.lengths.large_batch(batch))?;
     Some(step.total() + SMOOTHING_BYTES * load.trained_values)
 }
 
@@ -72,6 +73,7 @@ mod tests {
         let menu = Menu {
             batch_sizes: vec![2, 8],
             formats: vec![BaseFormat::F32, BaseFormat::Nf4],
+            recompute: vec![false],
             ranks: vec![],
             batch_value: 0.1,
         };

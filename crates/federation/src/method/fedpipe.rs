@@ -2,6 +2,7 @@
 //! weight over the silos that trained it.
 
 use super::MethodSettings;
+use crate::plan::spare_bytes;
 use fedpipe_core::{
     Adapter, FoldError, Head, LowRank, Matrix, Method, Outcome, Purpose, RunState, SiloId, SiloPlan, Task, TrainWork,
     Update, WeightId, WeightedFactors, Work,
@@ -63,12 +64,14 @@ impl FedPipe {
             adapter: Adapter { scaling: state.adapter.scaling, factors, head: state.adapter.head.clone() },
             fixed,
             base_format: plan.base_format,
+            recompute: plan.recompute,
             batch_size: plan.batch_size,
             steps: training.local_steps,
             learning_rate: training.rates(round),
             weight_decay: training.weight_decay,
             max_grad_norm: training.max_grad_norm,
             dropout: training.dropout,
+            spare_bytes: state.profiles.get(&plan.silo).map_or(0, |profile| spare_bytes(profile, plan)),
         }
     }
 

@@ -6,20 +6,23 @@
 //! | symbol | is | unit |
 //! |---|---|---|
 //! | `b`, `f`, `ℓ`, `L` | batch size, base format, lowest adapted layer (`L` with only a head), layers | texts, –, –, – |
+//! | `c` | 1 when the inside of adapted layers is computed again in the backward pass, 0 when it is kept | – |
 //! | `r_m`, `d_m` | rank of weight m that trains; inputs + outputs of m | –, values |
 //! | `h` | values of the head | values |
 //! | `q_m` | rank of the factors of m that are only applied | – |
 //! | `T̂`, `T`, `s` | tokens of a large batch; tokens of all steps; steps | tokens, tokens, steps |
 //! | `v` | speed of the silo relative to the profiled machine | – |
 //!
-//! Memory in bytes, values being `f32`:
+//! Memory in bytes, values being `f32` except activations, whose coefficients are those of the format that `f` has for
+//! them ([`BaseFormat::activations`]):
 //!
 //! ```text
 //! base        = bytes of the frozen weights in f
 //! adapters    = 4·(Σ d_m·r_m + Σ d_m·q_m + h)
 //! gradients   = 4·(Σ d_m·r_m + h)
 //! optimizer   = 8·(Σ d_m·r_m + h)                                      AdamW's two moments
-//! activations = T̂·(layer_bytes·(L − ℓ) + adapter_bytes·Σ r_m)
+//! activations = T̂·(layer_bytes·(L − ℓ) + adapter_bytes·Σ r_m)                                            c = 0
+//!               T̂·(input_bytes·(L − ℓ) + layer_bytes + adapter_bytes·max over layers of Σ r_m)           c = 1, ℓ < L
 //! workspace   = T̂·workspace_bytes + fixed_bytes
 //! ```
 //!
@@ -27,17 +30,22 @@
 //!
 //! ```text
 //! forward  = T·L·forward_s[f]/v
-//! backward = T·(L − ℓ)·backward_s[f]/v
-//! adapter  = T·adapter_s·(Σ r_m + ⅓·Σ q_m + ⅓·Σ_{layer(m) ≥ ℓ} q_m)/v
+//! backward = T·(L − ℓ)·(backward_s[f] + c·forward_s[f])/v
+//! adapter  = T·adapter_s·((1 + c/3)·Σ r_m + ⅓·Σ q_m + (1 + c)/3·Σ_{layer(m) ≥ ℓ} q_m)/v
 //! fixed    = s·step_overhead/v
 //! download = width·(Σ d_m·(r_m + q_m) + h) over the link
 //! upload   = width·(Σ d_m·r_m + h) over the link
 //! ```
 //!
 //! A factor pair that trains takes two products forward and four backward; one that is only applied takes the two
-//! forward and, at or above ℓ, two backward, hence the thirds. A plan assumes the worst case of the merged adapter: rank
-//! `server_rank` on every candidate, so q_m = max(server_rank − r_m, 0). The virtual clock ([`crate::simulate`]) puts the
-//! ranks, tokens and steps of the work that was really done into the same formula.
+//! forward and, at or above ℓ, two backward, hence the thirds; recomputation makes the forward ones again. With it the
+//! inputs of all adapted layers stay, and the inside of one lives at a time (Chen et al., arXiv 1604.06174, a segment a
+//! layer). A plan assumes the worst case of the merged adapter: rank `server_rank` on every candidate, so
+//! q_m = max(server_rank − r_m, 0). The virtual clock ([`crate::simulate`]) puts the ranks, tokens and steps of the work
+//! that was really done into the same formula.
+//!
+//! Neither knows the cache of activations (`fedpipe_model::PrefixCache`): forward is an upper bound for a silo whose lower
+//! layers are frozen. What the cache holds hangs on the process, which may be a resumed one, and a run must not.
 
 use fedpipe_core::{
     BaseFormat, CandidateWeight, DeviceProfile, MemoryTerms, ModelSpec, SiloProfile, TimeTerms, WeightId,
@@ -48,12 +56,24 @@ use std::collections::BTreeMap;
 const VALUE_BYTES: f64 = 4.0;
 /// Bytes of AdamW's two moments of one value.
 const OPTIMIZER_BYTES: f64 = 8.0;
-/// What a factor pair costs in one direction when it is only applied, against training it.
-const APPLIED_SHARE: f64 = 1.0 / 3.0;
+/// What a factor pair costs in the forward pass against training it; backward through one that is only applied costs as
+/// much.
+const FORWARD_SHARE: f64 = 1.0 / 3.0;
+
+/// All that a plan decides beside its ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Texts in a batch.
+    pub batch_size: usize,
+    /// Format of the frozen weights.
+    pub base_format: BaseFormat,
+    /// Whether the backward pass computes the inside of the adapted layers again.
+    pub recompute: bool,
+}
 
 /// What an adapter asks of a step: the sums of the cost model over the weights. Sums, so that a search can change one
 /// weight at a time.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AdapterLoad {
     /// Lowest layer that trains, `ℓ`; the number of layers when only the head does.
     pub lowest: usize,
@@ -61,8 +81,8 @@ pub struct AdapterLoad {
     pub trained_values: f64,
     /// Σ d_m·q_m.
     pub applied_values: f64,
-    /// Σ r_m.
-    pub trained_ranks: f64,
+    /// Σ r_m of every layer, from the embeddings upwards.
+    pub layer_ranks: Vec<f64>,
     /// Σ q_m.
     pub applied_ranks: f64,
     /// Σ q_m over the weights at or above `lowest`.
@@ -82,7 +102,7 @@ impl AdapterLoad {
             lowest,
             trained_values: 0.0,
             applied_values: 0.0,
-            trained_ranks: 0.0,
+            layer_ranks: vec![0.0; model.candidates.iter().map(|c| c.layer + 1).fold(model.layers, usize::max)],
             applied_ranks: 0.0,
             applied_ranks_above: 0.0,
             head_values: model.head_parameters() as f64,
@@ -114,10 +134,15 @@ impl AdapterLoad {
         model.layers.saturating_sub(self.lowest) as f64
     }
 
+    /// Σ r_m.
+    fn trained_ranks(&self) -> f64 {
+        self.layer_ranks.iter().sum()
+    }
+
     fn add(&mut self, candidate: &CandidateWeight, trained: usize, applied: usize) {
         self.trained_values += candidate.parameters(trained) as f64;
         self.applied_values += candidate.parameters(applied) as f64;
-        self.trained_ranks += trained as f64;
+        self.layer_ranks[candidate.layer] += trained as f64;
         self.applied_ranks += applied as f64;
         if candidate.layer >= self.lowest {
             self.applied_ranks_above += applied as f64;
@@ -130,24 +155,34 @@ pub(super) fn capped(candidate: &CandidateWeight, rank: usize) -> usize {
     rank.min(candidate.inputs).min(candidate.outputs)
 }
 
-/// Memory of a step with `tokens` in its batch; `None` when the model's size in `format` is not known.
+/// Memory of a step with `tokens` in its batch; `None` when the model's size in `format` or the memory of activations in
+/// its format is not known.
 pub fn memory(
     model: &ModelSpec,
     device: &DeviceProfile,
     load: &AdapterLoad,
     format: BaseFormat,
+    recompute: bool,
     tokens: f64,
 ) -> Option<MemoryTerms> {
     let trained = load.trained_values + load.head_values;
-    let per_layer = device.memory.layer_bytes_per_token * load.adapted_layers(model);
-    let per_rank = device.memory.adapter_bytes_per_token_rank * load.trained_ranks;
+    let bytes = device.memory.get(&format.activations())?;
+    let layers = load.adapted_layers(model);
+    let per_token = if recompute {
+        let largest = load.layer_ranks.iter().copied().fold(0.0, f64::max);
+        bytes.layer_input_bytes_per_token * layers
+            + bytes.layer_bytes_per_token * layers.min(1.0)
+            + bytes.adapter_bytes_per_token_rank * largest
+    } else {
+        bytes.layer_bytes_per_token * layers + bytes.adapter_bytes_per_token_rank * load.trained_ranks()
+    };
     Some(MemoryTerms {
         base: *model.base_bytes.get(&format)? as f64,
         adapters: VALUE_BYTES * (trained + load.applied_values),
         gradients: VALUE_BYTES * trained,
         optimizer: OPTIMIZER_BYTES * trained,
-        activations: tokens * (per_layer + per_rank),
-        workspace: tokens * device.memory.workspace_bytes_per_token + device.memory.fixed_bytes,
+        activations: tokens * per_token,
+        workspace: tokens * bytes.workspace_bytes_per_token + bytes.fixed_bytes,
     })
 }
 
@@ -158,16 +193,20 @@ pub fn compute_time(
     profile: &SiloProfile,
     load: &AdapterLoad,
     format: BaseFormat,
+    recompute: bool,
     tokens: f64,
     steps: usize,
 ) -> Option<TimeTerms> {
     let device = &profile.device;
     let speed = device.time.get(&format)?;
-    let applied = APPLIED_SHARE * (load.applied_ranks + load.applied_ranks_above);
+    let again = f64::from(u8::from(recompute));
+    let layer_backward_s = speed.backward_s_per_token_layer + again * speed.forward_s_per_token_layer;
+    let trained = (1.0 + again * FORWARD_SHARE) * load.trained_ranks();
+    let applied = FORWARD_SHARE * (load.applied_ranks + (1.0 + again) * load.applied_ranks_above);
     Some(TimeTerms {
         forward: tokens * model.layers as f64 * speed.forward_s_per_token_layer / profile.speed,
-        backward: tokens * load.adapted_layers(model) * speed.backward_s_per_token_layer / profile.speed,
-        adapter: tokens * device.adapter_s_per_token_rank * (load.trained_ranks + applied) / profile.speed,
+        backward: tokens * load.adapted_layers(model) * layer_backward_s / profile.speed,
+        adapter: tokens * device.adapter_s_per_token_rank * (trained + applied) / profile.speed,
         fixed: steps as f64 * device.step_overhead_s / profile.speed,
         download: 0.0,
         upload: 0.0,
@@ -190,16 +229,26 @@ pub struct CostModel<'a> {
 }
 
 impl CostModel<'_> {
-    /// Predicted memory and time of a round; `None` when `format` was not measured.
-    pub fn round(&self, load: &AdapterLoad, batch_size: usize, format: BaseFormat) -> Option<(MemoryTerms, TimeTerms)> {
+    /// Predicted memory and time of a round; `None` when the frame's format was not measured.
+    pub fn round(&self, load: &AdapterLoad, frame: Frame) -> Option<(MemoryTerms, TimeTerms)> {
+        let Frame { batch_size, base_format: format, recompute } = frame;
         let lengths = &self.profile.lengths;
-        let memory = memory(self.model, &self.profile.device, load, format, lengths.large_batch(batch_size))?;
+        let large_batch = lengths.large_batch(batch_size);
+        let memory = memory(self.model, &self.profile.device, load, format, recompute, large_batch)?;
         let tokens = (self.local_steps * batch_size) as f64 * lengths.mean;
-        let mut time = compute_time(self.model, self.profile, load, format, tokens, self.local_steps)?;
+        let mut time = compute_time(self.model, self.profile, load, format, recompute, tokens, self.local_steps)?;
         let up = load.trained_values + load.head_values;
         time.upload = self.profile.transfer_s(self.value_bytes * up);
         time.download = self.profile.transfer_s(self.value_bytes * (up + load.applied_values));
         Some((memory, time))
+    }
+
+    /// Bytes a unit of rank in the layer that has most of them, when the inside of one layer lives at a time; 0 when all
+    /// ranks count alike.
+    pub(super) fn bytes_per_largest_rank(&self, frame: Frame) -> Option<f64> {
+        let bytes = self.profile.device.memory.get(&frame.base_format.activations())?;
+        let tokens = self.profile.lengths.large_batch(frame.batch_size);
+        Some(if frame.recompute { tokens * bytes.adapter_bytes_per_token_rank } else { 0.0 })
     }
 
     /// The load of `ranks` under the worst case of the merged adapter.
@@ -226,10 +275,10 @@ impl CostModel<'_> {
     ) -> AdapterLoad {
         let applied = |rank: usize| capped(candidate, self.server_rank).saturating_sub(rank);
         let (before, after) = (applied(from), applied(to));
-        let mut raised = *load;
+        let mut raised = load.clone();
         raised.trained_values += candidate.parameters(to) as f64 - candidate.parameters(from) as f64;
         raised.applied_values += candidate.parameters(after) as f64 - candidate.parameters(before) as f64;
-        raised.trained_ranks += to as f64 - from as f64;
+        raised.layer_ranks[candidate.layer] += to as f64 - from as f64;
         raised.applied_ranks += after as f64 - before as f64;
         if candidate.layer >= load.lowest {
             raised.applied_ranks_above += after as f64 - before as f64;
@@ -252,8 +301,12 @@ mod tests {
         let load = cost.load(&[("layer.1.query".into(), 2)].into());
         // d = 8, r = 2 → 16 trained; q = 1 above and 3 below → 32 applied; head 8.
         assert_eq!((load.lowest, load.trained_values, load.applied_values), (1, 16.0, 32.0));
-        assert_eq!((load.trained_ranks, load.applied_ranks, load.applied_ranks_above), (2.0, 4.0, 1.0));
-        let (memory, time) = cost.round(&load, 2, BaseFormat::F32).unwrap();
+        assert_eq!(
+            (load.layer_ranks.as_slice(), load.applied_ranks, load.applied_ranks_above),
+            (&[0.0, 2.0][..], 4.0, 1.0)
+        );
+        let frame = Frame { batch_size: 2, base_format: BaseFormat::F32, recompute: false };
+        let (memory, time) = cost.round(&load, frame).unwrap();
         assert_eq!(
             memory,
             MemoryTerms {
@@ -266,14 +319,51 @@ mod tests {
             }
         );
         // 100 tokens; forward 1 ms, backward 2 ms, a rank 3 ms, a step 10 ms; all twice at speed 1/2.
-        let close = |x: f64, y: f64| assert!((x - y).abs() < 1e-12, "{x} is not {y}");
         close(time.forward, 2.0 * 100.0 * 2.0 * 1e-3);
         close(time.backward, 2.0 * 100.0 * 1.0 * 2e-3);
         close(time.adapter, 2.0 * 100.0 * 3e-3 * (2.0 + 4.0 / 3.0 + 1.0 / 3.0));
         close(time.fixed, 2.0 * 5.0 * 10e-3);
         close(time.upload, 4.0 * 24.0 * 8.0 / 1e6);
         close(time.download, 4.0 * 56.0 * 8.0 / 1e6);
-        assert!(cost.round(&load, 2, BaseFormat::Nf3).is_none(), "a format that nobody measured has no cost");
+        let nobodys = Frame { base_format: BaseFormat::Nf3, ..frame };
+        assert!(cost.round(&load, nobodys).is_none(), "a format that nobody measured has no cost");
+    }
+
+    fn close(x: f64, y: f64) {
+        assert!((x - y).abs() < 1e-12, "{x} is not {y}");
+    }
+
+    /// The same toy, both layers adapted at ranks 3 and 2: the inputs of two layers and the inside of one instead of the
+    /// inside of two, and of the adapters those of rank 3.
+    #[test]
+    fn recomputation_trades_memory_for_time_as_a_hand_calculation_says() {
+        let (model, profile) = (toy_model(), toy_profile("a"));
+        let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
+        let load = cost.load(&[("layer.0.query".into(), 3), ("layer.1.query".into(), 2)].into());
+        let of = |base_format, recompute| cost.round(&load, Frame { batch_size: 2, base_format, recompute }).unwrap();
+        for (format, input_bytes) in [(BaseFormat::F32, 10.0), (BaseFormat::Nf4, 5.0)] {
+            let ((kept, time), (again, longer)) = (of(format, false), of(format, true));
+            assert_eq!(kept.activations, 20.0 * (2.0 * 100.0 + 5.0));
+            assert_eq!(again, MemoryTerms { activations: 20.0 * (2.0 * input_bytes + 100.0 + 3.0), ..kept });
+            // 100 tokens at half speed: two layers once more at 1 ms, and a third of the adapters' 3 ms: 5 ranks train and
+            // one of the upper weight is only applied.
+            close(longer.backward - time.backward, 2.0 * 100.0 * 2.0 * 1e-3);
+            close(longer.adapter - time.adapter, 2.0 * 100.0 * 3e-3 * (5.0 + 1.0) / 3.0);
+            assert_eq!(TimeTerms { backward: time.backward, adapter: time.adapter, ..longer }, time);
+        }
+    }
+
+    #[test]
+    fn a_head_alone_has_nothing_to_compute_again() {
+        let (model, profile) = (toy_model(), toy_profile("a"));
+        let cost = CostModel { model: &model, profile: &profile, server_rank: 0, local_steps: 5, value_bytes: 4.0 };
+        let of = |recompute| {
+            cost.round(
+                &AdapterLoad::head_only(&model),
+                Frame { batch_size: 2, base_format: BaseFormat::F32, recompute },
+            )
+        };
+        assert_eq!(of(true), of(false));
     }
 
     #[test]

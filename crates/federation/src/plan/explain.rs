@@ -1,7 +1,7 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
 use super::choose::{Choice, Ranking, SiloProblem};
-use super::{DEADLINE_SHARE, MEMORY_SHARE};
+use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE};
 use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
@@ -16,6 +16,8 @@ pub(super) struct PlanRow {
     pub batch_size: usize,
     /// Name of the base format.
     pub base_format: &'static str,
+    /// What becomes of activations until the backward pass.
+    pub activations: &'static str,
     /// What trains, by [`grouped_ranks`].
     pub adapted: Vec<String>,
     /// Values that train, head included.
@@ -34,6 +36,7 @@ pub(super) fn rows(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, S
         silo: silo.silo.clone(),
         batch_size: silo.batch_size,
         base_format: silo.base_format.name(),
+        activations: activations(silo.recompute),
         adapted: grouped_ranks(model, &silo.ranks),
         trainable_parameters: trainable_parameters(model, &silo.ranks),
         memory_mib: silo.memory.total() / MIB,
@@ -41,6 +44,10 @@ pub(super) fn rows(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, S
         round_s: silo.time.total(),
     };
     plan.silos.values().map(row).collect()
+}
+
+fn activations(recompute: bool) -> &'static str {
+    if recompute { "computed again" } else { "kept" }
 }
 
 fn trainable_parameters(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> u64 {
@@ -75,28 +82,43 @@ pub(super) fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>
 /// Why the best of `ranking` was chosen: what it is, what binds, and what came second.
 pub(super) fn reasons(problem: &SiloProblem<'_>, ranking: &Ranking, deadline_s: f64) -> Vec<String> {
     let best = ranking.best();
+    let Frame { batch_size, base_format, recompute } = best.frame;
     let mut reasons = vec![format!(
-        "batch {} over {}, {} weights adapted: objective {:.4}",
-        best.batch_size,
-        best.base_format,
+        "batch {batch_size} over {base_format}{}, {} weights adapted: objective {:.4}",
+        again(recompute),
         best.ranks.len(),
         best.objective
     )];
     reasons.push(binding(problem, best, deadline_s));
-    let (format, batch) = ranking.runners_up();
-    if let Some(choice) = format {
+    if let Some(choice) = ranking.runner_up(|other, best| other.base_format != best.base_format) {
+        let Frame { batch_size, base_format, recompute } = choice.frame;
         reasons.push(format!(
-            "the best plan with another base format is {} at batch {}: objective {:.4}",
-            choice.base_format, choice.batch_size, choice.objective
+            "the best plan with another base format is {base_format} at batch {batch_size}{}: objective {:.4}",
+            again(recompute),
+            choice.objective
         ));
     }
-    if let Some(choice) = batch {
+    if let Some(choice) = ranking.runner_up(|other, best| other.batch_size != best.batch_size) {
+        let Frame { batch_size, base_format, recompute } = choice.frame;
         reasons.push(format!(
-            "the best plan with another batch is {} over {}: objective {:.4}",
-            choice.batch_size, choice.base_format, choice.objective
+            "the best plan with another batch is {batch_size} over {base_format}{}: objective {:.4}",
+            again(recompute),
+            choice.objective
+        ));
+    }
+    if let Some(choice) = ranking.runner_up(|other, best| other.recompute != best.recompute) {
+        let Frame { batch_size, base_format, recompute } = choice.frame;
+        reasons.push(format!(
+            "the best plan with activations {} is batch {batch_size} over {base_format}: objective {:.4}",
+            activations(recompute),
+            choice.objective
         ));
     }
     reasons
+}
+
+fn again(recompute: bool) -> &'static str {
+    if recompute { " with activations computed again" } else { "" }
 }
 
 /// Which budget stands in the way of the next larger rank or batch, and how much of each is left.
@@ -141,11 +163,12 @@ fn next_larger(problem: &SiloProblem<'_>, best: &Choice) -> Vec<Choice> {
         };
         let mut ranks = best.ranks.clone();
         ranks.insert(candidate.id.clone(), next);
-        larger.extend(problem.evaluate(best.batch_size, best.base_format, ranks));
+        larger.extend(problem.evaluate(best.frame, ranks));
     }
     if larger.is_empty() {
-        let batch = problem.frames().map(|(batch, _)| batch).filter(|&batch| batch > best.batch_size).min();
-        larger.extend(batch.and_then(|batch| problem.evaluate(batch, best.base_format, best.ranks.clone())));
+        let batches = problem.frames().map(|frame| frame.batch_size).filter(|&batch| batch > best.frame.batch_size);
+        let frame = batches.min().map(|batch_size| Frame { batch_size, ..best.frame });
+        larger.extend(frame.and_then(|frame| problem.evaluate(frame, best.ranks.clone())));
     }
     larger
 }
@@ -173,6 +196,7 @@ fn section(text: &mut String, row: &PlanRow, silo: &SiloPlan) {
         &[
             ("batch", row.batch_size.to_string()),
             ("base format", row.base_format.to_string()),
+            ("activations", row.activations.to_string()),
             ("adapted, kind and rank", row.adapted.join("; ")),
             ("trainable parameters", row.trainable_parameters.to_string()),
         ],

@@ -1,11 +1,11 @@
-//! A plan for every silo: batch size, base format and ranks that its memory and the round's deadline allow.
+//! A plan for every silo: batch size, base format, recomputation and ranks that its memory and the round's deadline allow.
 
 mod choose;
 mod cost;
 mod explain;
 
 pub use choose::{BATCH_VALUE, Choice, Menu, Ranking, Shortfall, SiloProblem, choose, format_penalty};
-pub use cost::{AdapterLoad, CostModel, compute_time, memory};
+pub use cost::{AdapterLoad, CostModel, Frame, compute_time, memory};
 pub use explain::markdown;
 
 use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
@@ -22,11 +22,17 @@ pub(crate) fn memory_aim(profile: &SiloProfile) -> f64 {
     MEMORY_SHARE * profile.budget_bytes() as f64
 }
 
+/// Bytes of the memory that plans may take which this one leaves.
+pub(crate) fn spare_bytes(profile: &SiloProfile, plan: &SiloPlan) -> u64 {
+    (memory_aim(profile) - plan.memory.total()).max(0.0) as u64
+}
+
 /// When a round ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Deadline {
     /// The median over the silos of the time that each one's best plan takes when memory is all that limits it, with
-    /// the margin of [`DEADLINE_SHARE`]; more when a silo needs more for its smallest plan.
+    /// the margin of [`DEADLINE_SHARE`]; more when a silo needs more for its smallest plan. Activations count as kept if
+    /// the menu has the choice: computing them again is for the time that is there, not to make every round longer.
     Auto,
     /// Seconds on the run's clock.
     Seconds(f64),
@@ -118,18 +124,23 @@ pub fn plan(
         return Err(PlanError::NoSilos);
     }
     let problem = |profile, time_budget| problem(model, profile, importance, settings, time_budget);
+    let kept = keeping(&settings.menu);
     let deadline = match settings.deadline {
         Deadline::Seconds(seconds) => (seconds, "given in the configuration".to_string()),
-        Deadline::Auto => auto_deadline(profiles, problem)?,
+        Deadline::Auto => {
+            auto_deadline(profiles, |profile, budget| SiloProblem { menu: &kept, ..problem(profile, budget) })?
+        }
     };
     let mut plans = BTreeMap::new();
     for (silo, profile) in profiles {
         let problem = problem(profile, deadline.0 * DEADLINE_SHARE);
         let ranking = choose(&problem).map_err(|shortfall| refusal(profile, deadline.0, shortfall))?;
         let reasons = explain::reasons(&problem, &ranking, deadline.0);
-        let Choice { batch_size, base_format, ranks, memory, time, objective } = ranking.into_best();
-        let plan = SiloPlan { silo: silo.clone(), batch_size, base_format, ranks, memory, time, objective, reasons };
-        plans.insert(silo.clone(), plan);
+        let Choice { frame, ranks, memory, time, objective } = ranking.into_best();
+        let Frame { batch_size, base_format, recompute } = frame;
+        let silo = silo.clone();
+        let plan = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
+        plans.insert(plan.silo.clone(), plan);
     }
     Ok(Plan { deadline_s: deadline.0, deadline_reason: deadline.1, silos: plans })
 }
@@ -149,6 +160,12 @@ fn problem<'a>(
         value_bytes: settings.value_bytes,
     };
     SiloProblem { cost, importance, menu: &settings.menu, memory_budget: memory_aim(profile), time_budget }
+}
+
+/// The menu with activations kept, unless it says that they must not be.
+fn keeping(menu: &Menu) -> Menu {
+    let recompute = if menu.recompute.contains(&false) { vec![false] } else { menu.recompute.clone() };
+    Menu { recompute, ..menu.clone() }
 }
 
 /// [`Deadline::Auto`] in seconds, and how it came about.
@@ -206,6 +223,8 @@ fn check(settings: &PlanSettings) -> Result<(), PlanError> {
         "batch_sizes is empty"
     } else if menu.formats.is_empty() {
         "formats is empty"
+    } else if menu.recompute.is_empty() {
+        "recompute is empty"
     } else if !ascending(&menu.batch_sizes) {
         "batch_sizes must be positive and ascending"
     } else if !ascending(&menu.ranks) {

@@ -8,6 +8,7 @@ fn settings(deadline: Deadline) -> PlanSettings {
     let menu = Menu {
         batch_sizes: vec![2, 4, 8],
         formats: vec![BaseFormat::F32, BaseFormat::Nf4],
+        recompute: vec![false],
         ranks: vec![1, 2, 4],
         batch_value: 0.1,
     };
@@ -58,6 +59,36 @@ fn little_memory_goes_to_the_important_weight() {
     assert!(lower.ranks[&"layer.0.query".into()] == 4 && lower.batch_size < upper.batch_size);
 }
 
+/// 8 texts of 700 tokens: both layers take 5600·(2·100 + 50) = 1.4 MB when their inside is kept, and 5600·(2·10 + 100 + 50) =
+/// 0.95 of the 0.996 MB that plans may take when it is computed again.
+#[test]
+fn a_silo_with_little_memory_computes_again_for_a_larger_batch_or_rank_when_time_allows() {
+    let profiles = profiles([silo("a", 700, 1.0)]);
+    let of = |recompute: &[bool], batch_sizes: &[usize], deadline_s: f64| {
+        let mut settings = settings(Deadline::Seconds(deadline_s));
+        (settings.menu.recompute, settings.menu.batch_sizes) = (recompute.to_vec(), batch_sizes.to_vec());
+        plan(&toy_model(), &profiles, &importance([0.5, 0.5]), &settings).unwrap().silos[&"a".into()].clone()
+    };
+    let ample = 1e6;
+    let kept = of(&[false], &[2, 4, 8], ample);
+    let chosen = of(&[false, true], &[2, 4, 8], ample);
+    assert!(!kept.recompute && kept.batch_size == 4 && kept.ranks.len() == 2, "{kept:?}");
+    assert!(chosen.recompute && chosen.batch_size == 8 && chosen.ranks.len() == 2, "{chosen:?}");
+    assert!(chosen.reasons[0].contains("with activations computed again"), "{:?}", chosen.reasons);
+    assert!(chosen.reasons.iter().any(|r| r.starts_with("the best plan with activations kept is batch 4 over f32")));
+    // Just enough time for what is kept: the larger batch would be late, so nothing is computed again.
+    let tight = of(&[false, true], &[2, 4, 8], kept.time.total() / DEADLINE_SHARE * (1.0 + 1e-6));
+    assert_eq!((tight.recompute, tight.batch_size, tight.objective), (false, 4, kept.objective));
+
+    // With the batch given it is ranks of the lower layer that memory lacks.
+    let (kept, chosen) = (of(&[false], &[8], ample), of(&[false, true], &[8], ample));
+    assert!(!kept.recompute && kept.ranks.len() == 1 && chosen.recompute && chosen.ranks.len() == 2);
+    let tight = of(&[false, true], &[8], kept.time.total() / DEADLINE_SHARE * (1.0 + 1e-6));
+    assert!(!tight.recompute && tight.objective >= kept.objective, "{tight:?}");
+    // And where nothing is gained by it, nothing is computed twice.
+    assert!(!of(&[false, true], &[2], ample).recompute && of(&[true], &[2], ample).recompute);
+}
+
 #[test]
 fn an_impossible_memory_says_by_how_much_and_what_to_do() {
     let profiles = profiles([silo("tiny", 20_000, 1.0)]);
@@ -98,6 +129,22 @@ fn the_automatic_deadline_lets_the_median_silo_keep_its_best_plan_and_shrinks_th
     );
 }
 
+/// A silo that would compute again without end does so only within the rounds that the others need anyway.
+#[test]
+fn recomputation_does_not_make_rounds_longer() {
+    let all = profiles([silo("small", 700, 1.0), silo("smaller", 900, 1.0), silo("fast", 700, 4.0)]);
+    let with = |recompute: &[bool]| {
+        let mut settings = settings(Deadline::Auto);
+        settings.menu.recompute = recompute.to_vec();
+        plan(&toy_model(), &all, &importance([0.5, 0.5]), &settings).unwrap()
+    };
+    let (kept, chosen, forced) = (with(&[false]), with(&[false, true]), with(&[true]));
+    assert_eq!(kept.deadline_s, chosen.deadline_s);
+    assert!(forced.deadline_s > kept.deadline_s);
+    assert!(chosen.silos[&"fast".into()].recompute && !kept.silos[&"fast".into()].recompute);
+    assert!(chosen.silos[&"fast".into()].objective > kept.silos[&"fast".into()].objective);
+}
+
 #[test]
 fn a_batch_is_never_larger_than_the_silos_data() {
     let profile = SiloProfile { examples: 3, ..silo("a", 10, 1.0) };
@@ -114,6 +161,7 @@ fn a_menu_that_offers_nothing_is_refused() {
         plan(&toy_model(), &all, &importance([0.5, 0.5]), &settings).unwrap_err().to_string()
     };
     assert!(with(&|s| s.menu.batch_sizes.clear()).ends_with("batch_sizes is empty"));
+    assert!(with(&|s| s.menu.recompute.clear()).ends_with("recompute is empty"));
     assert!(with(&|s| s.menu.ranks = vec![4, 2]).contains("ascending"));
     assert!(with(&|s| s.menu.formats = vec![BaseFormat::Nf2]).contains("allow one of those that were: f32, bf16, nf4"));
     assert!(with(&|s| s.deadline = Deadline::Seconds(0.0)).contains("deadline"));
@@ -150,6 +198,7 @@ Base model: toy with 2 layers and 1000 parameters. A round ends after 100.0 s: g
 |---|---:|
 | batch | 8 |
 | base format | f32 |
+| activations | kept |
 | adapted, kind and rank | layers 0–1: query 4 |
 | trainable parameters | 72 |
 
@@ -202,7 +251,7 @@ fn brute_force(problem: &SiloProblem<'_>) -> Option<f64> {
     let candidates = &problem.cost.model.candidates;
     let levels: Vec<usize> = std::iter::once(0).chain(problem.menu.ranks.iter().copied()).collect();
     let mut best: Option<f64> = None;
-    for (batch, format) in problem.frames() {
+    for frame in problem.frames() {
         for code in 0..levels.len().pow(candidates.len() as u32) {
             let mut code = code;
             let mut ranks = BTreeMap::new();
@@ -212,7 +261,7 @@ fn brute_force(problem: &SiloProblem<'_>) -> Option<f64> {
                 }
                 code /= levels.len();
             }
-            let choice = problem.evaluate(batch, format, ranks).unwrap();
+            let choice = problem.evaluate(frame, ranks).unwrap();
             if problem.fits(&choice) {
                 best = Some(best.map_or(choice.objective, |b| b.max(choice.objective)));
             }
@@ -227,9 +276,14 @@ fn brute_force(problem: &SiloProblem<'_>) -> Option<f64> {
 fn the_choice_is_the_optimum_or_near_it() {
     let mut stream = Seed(1).stream();
     let model = model(2, 2);
-    let menu = Menu { batch_sizes: vec![1, 2, 4], ranks: vec![1, 2, 4, 8], ..settings(Deadline::Auto).menu };
+    let menu = Menu {
+        batch_sizes: vec![1, 2, 4],
+        recompute: vec![false, true],
+        ranks: vec![1, 2, 4, 8],
+        ..settings(Deadline::Auto).menu
+    };
     let profile = silo("a", 10, 1.0);
-    let mut gaps = Vec::new();
+    let (mut gaps, mut recomputed) = (Vec::new(), 0);
     for _ in 0..400 {
         let scores: Vec<f64> = model.candidates.iter().map(|_| stream.random_range(0.01..1.0)).collect();
         let total: f64 = scores.iter().sum();
@@ -244,12 +298,14 @@ fn the_choice_is_the_optimum_or_near_it() {
         match (choose(&problem), brute_force(&problem)) {
             (Ok(ranking), Some(optimum)) => {
                 assert!(problem.fits(ranking.best()));
+                recomputed += usize::from(ranking.best().frame.recompute);
                 gaps.push(optimum - ranking.best().objective);
             }
             (Err(_), None) => {}
             (choice, optimum) => panic!("{choice:?} where brute force finds {optimum:?}"),
         }
     }
+    assert!((40..gaps.len() - 40).contains(&recomputed), "{recomputed} of {} tell little of both", gaps.len());
     let optimal = gaps.iter().filter(|gap| gap.abs() < 1e-9).count();
     assert!(gaps.len() > 300 && optimal * 100 >= gaps.len() * 95, "{optimal} of {}", gaps.len());
     assert!(gaps.iter().all(|gap| (-1e-9..0.05).contains(gap)), "{gaps:?}");

@@ -104,7 +104,13 @@ fn done(progress: Progress<RunState>) -> RunState {
 }
 
 fn menu() -> Menu {
-    Menu { batch_sizes: vec![2, 4], formats: vec![BaseFormat::F32], ranks: vec![1, 2], batch_value: 0.1 }
+    Menu {
+        batch_sizes: vec![2, 4],
+        formats: vec![BaseFormat::F32],
+        recompute: vec![false],
+        ranks: vec![1, 2],
+        batch_value: 0.1,
+    }
 }
 
 fn head() -> Head {

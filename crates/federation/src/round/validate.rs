@@ -29,15 +29,16 @@ pub(super) fn profile(silo: &SiloId, profile: SiloProfile) -> Result<SiloProfile
 fn coefficients(profile: &SiloProfile) -> impl Iterator<Item = f64> {
     let DeviceProfile { memory, time, adapter_s_per_token_rank, step_overhead_s, .. } = &profile.device;
     let per_format = time.values().flat_map(|t| [t.forward_s_per_token_layer, t.backward_s_per_token_layer]);
-    let others = [
-        memory.layer_bytes_per_token,
-        memory.workspace_bytes_per_token,
-        memory.adapter_bytes_per_token_rank,
-        memory.fixed_bytes,
-        *adapter_s_per_token_rank,
-        *step_overhead_s,
-    ];
-    per_format.chain(others)
+    let of_activations = memory.values().flat_map(|bytes| {
+        [
+            bytes.layer_bytes_per_token,
+            bytes.layer_input_bytes_per_token,
+            bytes.workspace_bytes_per_token,
+            bytes.adapter_bytes_per_token_rank,
+            bytes.fixed_bytes,
+        ]
+    });
+    per_format.chain(of_activations).chain([*adapter_s_per_token_rank, *step_overhead_s])
 }
 
 /// That the update answers this task of this silo.

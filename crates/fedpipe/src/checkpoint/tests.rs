@@ -152,14 +152,16 @@ fn when_none_can_be_read_every_reason_is_told() {
 }
 
 #[test]
-fn a_later_version_is_told_apart_from_a_broken_file() {
+fn another_version_is_told_apart_from_a_broken_file() {
     let (_folder, checkpoints) = checkpoints(3);
     checkpoints.save(&state_at(1)).unwrap();
     let path = checkpoints.save(&state_at(2)).unwrap().join(STATE);
-    fs::write(&path, r#"{"version": 2, "whatever": "comes"}"#).unwrap();
-    let error = checkpoints.newest().unwrap_err();
-    assert!(matches!(error, CheckpointError::Newer { found: 2, .. }), "{error}");
-    assert!(error.to_string().contains("use a later release"), "{error}");
+    for version in [RUN_STATE_VERSION - 1, RUN_STATE_VERSION + 1] {
+        fs::write(&path, format!(r#"{{"version": {version}, "whatever": "comes"}}"#)).unwrap();
+        let error = checkpoints.newest().unwrap_err();
+        assert!(matches!(error, CheckpointError::OtherVersion { found, .. } if found == version), "{error}");
+        assert!(error.to_string().contains("the release that wrote it"), "{error}");
+    }
 }
 
 #[test]

@@ -248,6 +248,40 @@ pub struct TrainingConfig {
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm.
     pub max_grad_norm: f64,
+    /// What becomes of activations until the backward pass.
+    pub recompute: Recompute,
+    /// Whether a silo keeps the output of its frozen lower layers, in the memory that its plan leaves.
+    pub activation_cache: bool,
+    /// MiB of the disk that each silo may take for it beside that; 0 for none.
+    pub activation_cache_disk_mib: u64,
+}
+
+/// Whether the inside of adapted layers is computed again in the backward pass instead of being kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recompute {
+    /// As the planner chooses for each silo.
+    Auto,
+    /// The same in every silo.
+    Always(bool),
+}
+
+impl Recompute {
+    /// What the planner may choose from.
+    pub fn choices(self) -> Vec<bool> {
+        match self {
+            Self::Auto => vec![false, true],
+            Self::Always(recompute) => vec![recompute],
+        }
+    }
+}
+
+impl Serialize for Recompute {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Always(recompute) => serializer.serialize_bool(*recompute),
+        }
+    }
 }
 
 /// `[evaluation]`

@@ -15,7 +15,7 @@ pub const PARTITIONS: &[&str] = &["dirichlet", "iid", "column"];
 /// `training.lr_scheduler_type`.
 pub const SCHEDULERS: &[&str] = &["linear", "constant"];
 /// `plan.base_formats`; a test holds it to [`fedpipe_core::BaseFormat::ALL`].
-pub const BASE_FORMATS: &[&str] = &["f32", "bf16", "nf8", "nf4", "nf3", "nf2"];
+pub const BASE_FORMATS: &[&str] = &["f32", "bf16", "int8", "nf8", "nf4", "nf3", "nf2"];
 
 #[cfg(test)]
 mod tests {

@@ -45,6 +45,7 @@ macro_rules! from_value {
 
 from_value!(String, "a string", Value::String(v) => Some(v.clone()));
 from_value!(PathBuf, "a path as a string", Value::String(v) => Some(v.into()));
+from_value!(bool, "true or false", Value::Boolean(v) => Some(*v));
 from_value!(i64, "an integer", Value::Integer(v) => Some(*v));
 from_value!(f64, "a number", Value::Float(v) => Some(*v), Value::Integer(v) => Some(*v as f64));
 

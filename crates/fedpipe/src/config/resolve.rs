@@ -5,7 +5,7 @@ use super::read::{Problems, Section};
 use super::source::{Node, Value};
 use super::{
     AUTO, AdapterConfig, Config, DataConfig, Deadline, EvaluationConfig, FederationConfig, ModelSource, OutputConfig,
-    Partition, PlanConfig, ProbeConfig, SiloConfig, TargetModules, TaskConfig, TrainingConfig, names,
+    Partition, PlanConfig, ProbeConfig, Recompute, SiloConfig, TargetModules, TaskConfig, TrainingConfig, names,
 };
 use fedpipe_core::BaseFormat;
 use std::path::PathBuf;
@@ -213,9 +213,24 @@ fn training(mut section: Section<'_>) -> TrainingConfig {
         max_length: section.count("max_length", 128, 2..=1 << 20),
         weight_decay: section.number("weight_decay", 0.01, 0.0..=10.0),
         max_grad_norm: section.number("max_grad_norm", 1.0, TINY..=1e9),
+        recompute: recompute(&mut section),
+        activation_cache: section.optional("activation_cache").unwrap_or(true),
+        activation_cache_disk_mib: section.count("activation_cache_disk_mib", 2048, 0..=1 << 24) as u64,
     };
     section.finish();
     config
+}
+
+fn recompute(section: &mut Section<'_>) -> Recompute {
+    match section.take("recompute") {
+        None => Recompute::Auto,
+        Some(Node { value: Value::String(text), .. }) if text == AUTO => Recompute::Auto,
+        Some(Node { value: Value::Boolean(recompute), .. }) => Recompute::Always(recompute),
+        Some(Node { at, .. }) => {
+            section.problems().add(Problem::new("recompute must be \"auto\", true or false", at));
+            Recompute::Auto
+        }
+    }
 }
 
 fn evaluation(mut section: Section<'_>) -> EvaluationConfig {

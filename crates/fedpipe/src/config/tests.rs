@@ -57,6 +57,9 @@ fn the_resolved_configuration_reads_back_to_itself() {
         base_formats = ["nf4", "f32"]
         [training]
         learning_rate = 0.1234567890123456
+        recompute = true
+        activation_cache = false
+        activation_cache_disk_mib = 0
         [[silos]]
         name = "a"
         memory_mib = 1
@@ -79,12 +82,14 @@ fn options_override_the_file_in_their_order() {
         "silos.clinic.memory_mib=2048",
         "data.test=[\"a.tsv\", \"b.tsv\"]",
         "adapter.target_modules=auto",
+        "training.recompute=false",
     ];
     let config = parse(&with("[model]", ""), &options).unwrap();
     assert_eq!((config.federation.rounds, config.silos[0].memory_mib), (4, 2048));
     assert_eq!(config.federation.partition, Partition::Iid);
     assert_eq!((config.federation.importance.as_str(), config.data.test.len()), ("uniform", 2));
     assert_eq!(config.adapter.target_modules, TargetModules::Auto);
+    assert_eq!(config.training.recompute, Recompute::Always(false));
 }
 
 #[test]
@@ -115,6 +120,8 @@ fn errors_show_the_line_and_what_to_do() {
         ("key of another partition", format!("{MINIMAL}\n[federation.partition]\nkind = \"iid\"\nalpha = 1"), &[]),
         ("both sources of a model", with("[model]", "hub = \"a/b\""), &[]),
         ("revision without a hub", with("[model]", "revision = \"v1\""), &[]),
+        ("recompute", format!("{MINIMAL}\n[training]\nrecompute = \"always\""), &[]),
+        ("neither true nor false", format!("{MINIMAL}\n[training]\nactivation_cache = \"yes\""), &[]),
         ("deadline", format!("{MINIMAL}\n[federation]\ndeadline_s = \"soon\""), &[]),
         ("target modules", format!("{MINIMAL}\n[adapter]\ntarget_modules = \"query\""), &[]),
         ("server rank", format!("{MINIMAL}\n[federation]\nserver_rank = 8"), &[]),

@@ -34,6 +34,12 @@ pub fn count(count: u64) -> String {
     grouped
 }
 
+/// `93 % of 4,100 lookups`.
+pub fn hits(hits: u64, lookups: u64) -> String {
+    let percent = 100.0 * hits as f64 / lookups.max(1) as f64;
+    format!("{percent:.0} % of {} lookups", count(lookups))
+}
+
 /// MiB of so many bytes.
 pub fn mib(bytes: f64) -> f64 {
     bytes / f64::from(1 << 20)
@@ -53,6 +59,7 @@ mod tests {
             [seconds(0.04), seconds(59.4), seconds(185.0), seconds(3725.0)],
             ["0.0 s", "59.4 s", "3 min 05 s", "1 h 02 min"]
         );
+        assert_eq!(hits(3813, 4100), "93 % of 4,100 lookups");
         assert_eq!([count(0), count(999), count(1000), count(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
     }
 }

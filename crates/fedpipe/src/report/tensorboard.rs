@@ -68,6 +68,9 @@ fn of_round(record: &RoundRecord) -> Vec<(String, f64)> {
         scalars.push((format!("loss/{name}"), silo.measured.loss));
         scalars.push((format!("seconds/{name}"), silo.seconds));
         scalars.push((format!("peak_memory_mib/{name}"), mib(silo.measured.peak_bytes as f64)));
+        if let Some(cache) = silo.measured.cache {
+            scalars.push((format!("cache_hit_share/{name}"), cache.hits as f64 / cache.lookups.max(1) as f64));
+        }
     }
     scalars
 }
@@ -238,6 +241,7 @@ mod tests {
             (2, "evaluation/accuracy".to_string(), accuracy),
             (2, "loss/bank".to_string(), second.silos[0].measured.loss as f32),
             (3, "round/failures".to_string(), 1.0),
+            (6, "cache_hit_share/edge".to_string(), 15.0 / 80.0),
             (8, "final/loss".to_string(), fixture::metrics().loss as f32),
         ] {
             assert!(seen.contains(&expected), "{expected:?} is not in {seen:?}");

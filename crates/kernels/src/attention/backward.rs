@@ -1,7 +1,8 @@
 //! The backward pass of attention.
 
-use super::{AttentionShape, TILE, head_of, scores_stride};
+use super::{AttentionShape, Job, TILE, head_of, scores_stride};
 use crate::dispatch::{Path, multiversion};
+use crate::element::Element;
 use crate::gemm::{
     Across, Kernel, Left, Operand, Right, Strided, Target, TargetBase, for_each, multiply, multiply_into,
 };
@@ -12,66 +13,87 @@ use crate::vector::{dot, exp};
 /// The gradients of [`attention_forward`](crate::attention_forward) by its queries, keys and values.
 ///
 /// `out` and `log_sum_exp` come from the forward pass, `dout` is the gradient of `out`. `dq`, `dk`, `dv` have the shapes of
-/// `q`, `k`, `v` and are overwritten.
+/// `q`, `k`, `v` and are overwritten; keys and values of a sequence without queries get 0.
 ///
 /// # Panics
-/// When a slice does not have its length, the offsets fall, or `kv_heads` does not divide `heads`.
+/// As [`attention_forward`](crate::attention_forward).
 #[expect(clippy::too_many_arguments, reason = "the tensors of the formula")]
-pub fn attention_backward(
+pub fn attention_backward<E: Element>(
     shape: &AttentionShape,
-    offsets: &[usize],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &[f32],
+    queries: &[usize],
+    keys: &[usize],
+    q: &[E],
+    k: &[E],
+    v: &[E],
+    out: &[E],
     log_sum_exp: &[f32],
-    dout: &[f32],
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
+    dout: &[E],
+    dq: &mut [E],
+    dk: &mut [E],
+    dv: &mut [E],
 ) {
-    let tokens = shape.check(offsets);
-    assert_eq!(q.len(), tokens * shape.query_width(), "q is [tokens, heads·head_dim]");
-    assert_eq!(k.len(), tokens * shape.key_width(), "k is [tokens, kv_heads·head_dim]");
-    assert_eq!(v.len(), k.len(), "v is [tokens, kv_heads·head_dim]");
-    assert_eq!(log_sum_exp.len(), tokens * shape.heads, "log_sum_exp is [tokens, heads]");
+    let (tokens, key_tokens) = shape.check(queries, keys);
+    assert_eq!(q.len(), tokens * shape.query_width(), "q is [query tokens, heads·head_dim]");
+    assert_eq!(k.len(), key_tokens * shape.key_width(), "k is [key tokens, kv_heads·head_dim]");
+    assert_eq!(v.len(), k.len(), "v is [key tokens, kv_heads·head_dim]");
+    assert_eq!(log_sum_exp.len(), tokens * shape.heads, "log_sum_exp is [query tokens, heads]");
     for (name, len) in [("out", out.len()), ("dout", dout.len()), ("dq", dq.len())] {
-        assert_eq!(len, q.len(), "{name} is [tokens, heads·head_dim]");
+        assert_eq!(len, q.len(), "{name} is [query tokens, heads·head_dim]");
     }
     for (name, len) in [("dk", dk.len()), ("dv", dv.len())] {
-        assert_eq!(len, k.len(), "{name} is [tokens, kv_heads·head_dim]");
+        assert_eq!(len, k.len(), "{name} is [key tokens, kv_heads·head_dim]");
     }
     let inputs = Inputs { shape, path: Path::current(), q, k, v, out, log_sum_exp, dout };
-    let (dq, dk, dv) = (SharedSlice::new(dq), SharedSlice::new(dk), SharedSlice::new(dv));
-    for_each((offsets.len() - 1) * shape.kv_heads, shape.is_parallel(offsets), |job| {
-        let (sequence, kv_head) = (job / shape.kv_heads, job % shape.kv_heads);
-        let group = Group { inputs: &inputs, start: offsets[sequence], end: offsets[sequence + 1], kv_head };
-        // SAFETY: each job writes the rows of its sequence, and the columns of its key head and of the query heads that
-        // attend to it; no other job does.
-        unsafe { group.backward(dq, dk, dv) };
+    let gradients = Gradients { dq: SharedSlice::new(dq), dk: SharedSlice::new(dk), dv: SharedSlice::new(dv) };
+    let jobs = shape.jobs(queries, keys);
+    for_each(jobs.len(), shape.is_parallel(&jobs), |i| {
+        let job = &jobs[i];
+        match inputs.path {
+            // SAFETY: jobs differ in their sequences or their heads, so no two write the same elements.
+            _ if job.queries.is_empty() => unsafe { gradients.unused(shape, job) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the path is a supported one; the rest as above.
+            Path::Avx512Bf16 => unsafe { super::avx512::backward(&inputs, job, &gradients) },
+            // SAFETY: as above.
+            _ => unsafe { inputs.backward(job, &gradients) },
+        }
     });
 }
 
-struct Inputs<'a> {
-    shape: &'a AttentionShape,
-    path: Path,
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    out: &'a [f32],
-    log_sum_exp: &'a [f32],
-    dout: &'a [f32],
+pub(super) struct Inputs<'a, E> {
+    pub(super) shape: &'a AttentionShape,
+    pub(super) path: Path,
+    pub(super) q: &'a [E],
+    pub(super) k: &'a [E],
+    pub(super) v: &'a [E],
+    pub(super) out: &'a [E],
+    pub(super) log_sum_exp: &'a [f32],
+    pub(super) dout: &'a [E],
 }
 
-/// One key head of one sequence, with the query heads that attend to it.
-struct Group<'a> {
-    inputs: &'a Inputs<'a>,
-    start: usize,
-    end: usize,
-    kv_head: usize,
+pub(super) struct Gradients<'a, E> {
+    pub(super) dq: SharedSlice<'a, E>,
+    pub(super) dk: SharedSlice<'a, E>,
+    pub(super) dv: SharedSlice<'a, E>,
 }
 
-/// Keys and values as the products of a group read them.
+impl<E: Element> Gradients<'_, E> {
+    /// Keys and values that no query sees.
+    ///
+    /// # Safety
+    /// Nobody else touches this sequence and these heads.
+    unsafe fn unused(&self, shape: &AttentionShape, job: &Job) {
+        let columns = job.kv_heads.start * shape.head_dim..job.kv_heads.end * shape.head_dim;
+        for token in job.keys.clone() {
+            for gradient in [self.dk, self.dv] {
+                // SAFETY: the caller's promise.
+                unsafe { gradient.slice(token * shape.key_width() + columns.start, columns.len()) }.fill(E::default());
+            }
+        }
+    }
+}
+
+/// Keys and values as the products of a head read them.
 struct Packed {
     /// `[head_dim, keys]`, for `q·kᵀ`.
     keys_transposed: Right,
@@ -81,41 +103,41 @@ struct Packed {
     values_transposed: Right,
 }
 
-impl Group<'_> {
+/// The sums of a key head's gradients, `[keys, head_dim]`.
+struct Sums {
+    dk: Scratch<f32>,
+    dv: Scratch<f32>,
+}
+
+impl<E: Element> Inputs<'_, E> {
     /// # Safety
-    /// Nobody else touches this sequence and these heads of `dq`, `dk` and `dv`.
-    unsafe fn backward(&self, dq: SharedSlice<'_>, dk: SharedSlice<'_>, dv: SharedSlice<'_>) {
-        let &Inputs { shape, path, k, v, .. } = self.inputs;
-        let (dim, len, kernel) = (shape.head_dim, self.end - self.start, Kernel::f32(path));
-        if len == 0 {
-            return;
-        }
-        let (width, column) = (shape.key_width(), self.kv_head * dim);
-        let k = head_of(k, width, self.start, column);
-        let v = head_of(v, width, self.start, column);
-        let packed = Packed {
-            keys_transposed: Right::pack(kernel, &Operand { source: &k, across: Across::Rows }, len, dim),
-            keys: Right::pack(kernel, &Operand { source: &k, across: Across::Columns }, dim, len),
-            values_transposed: Right::pack(kernel, &Operand { source: &v, across: Across::Rows }, len, dim),
-        };
-        for token in self.start..self.end {
-            // SAFETY: the caller's promise.
-            unsafe {
-                dk.slice(token * width + column, dim).fill(0.0);
-                dv.slice(token * width + column, dim).fill(0.0);
+    /// Nobody else touches this sequence and these heads of the gradients.
+    unsafe fn backward(&self, job: &Job, gradients: &Gradients<'_, E>) {
+        let &Self { shape, path, k, v, .. } = self;
+        let (dim, n, kernel) = (shape.head_dim, job.keys.len(), Kernel::f32(path));
+        let width = shape.key_width();
+        let mut sums = Sums { dk: Scratch::take(n * dim), dv: Scratch::take(n * dim) };
+        for kv_head in job.kv_heads.clone() {
+            let [k, v] = [k, v].map(|data| head_of(data, width, job.keys.start, kv_head * dim));
+            let packed = Packed {
+                keys_transposed: Right::pack(kernel, &Operand { source: &k, across: Across::Rows }, n, dim),
+                keys: Right::pack(kernel, &Operand { source: &k, across: Across::Columns }, dim, n),
+                values_transposed: Right::pack(kernel, &Operand { source: &v, across: Across::Rows }, n, dim),
+            };
+            sums.dk.fill(0.0);
+            sums.dv.fill(0.0);
+            for head in Job::heads(shape, kv_head) {
+                for first in (0..job.queries.len()).step_by(TILE) {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.tile(job, &packed, head, first, gradients.dq, &mut sums) };
+                }
             }
-        }
-        let sum_at = |output| Target {
-            output,
-            offset: self.start * width + column,
-            stride: width,
-            scale: 1.0,
-            base: TargetBase::Output,
-        };
-        for head in self.kv_head * shape.group()..(self.kv_head + 1) * shape.group() {
-            for first in (0..len).step_by(TILE) {
-                // SAFETY: the caller's promise.
-                unsafe { self.tile(&packed, head, first, dq, sum_at(dk), sum_at(dv)) };
+            for (sums, gradient) in [(&sums.dk, gradients.dk), (&sums.dv, gradients.dv)] {
+                for (token, sums) in job.keys.clone().zip(sums.chunks_exact(dim)) {
+                    // SAFETY: the caller's promise.
+                    let to = unsafe { gradient.slice(token * width + kv_head * dim, dim) };
+                    to.iter_mut().zip(sums).for_each(|(to, &sum)| *to = E::from_f32(sum));
+                }
             }
         }
     }
@@ -123,25 +145,24 @@ impl Group<'_> {
     /// One tile of query rows: writes its `dq`, adds to `dk` and `dv`.
     ///
     /// # Safety
-    /// As [`Group::backward`].
+    /// As [`Inputs::backward`].
     unsafe fn tile(
         &self,
+        job: &Job,
         packed: &Packed,
         head: usize,
         first: usize,
-        dq: SharedSlice<'_>,
-        dk: Target<'_>,
-        dv: Target<'_>,
+        dq: SharedSlice<'_, E>,
+        sums: &mut Sums,
     ) {
-        let &Inputs { shape, path, q, out, log_sum_exp, dout, .. } = self.inputs;
-        let (dim, len, kernel) = (shape.head_dim, self.end - self.start, Kernel::f32(path));
-        let last = len.min(first + TILE);
-        let (rows, visible) = (last - first, shape.visible(last, len));
+        let &Self { shape, path, q, out, log_sum_exp, dout, .. } = self;
+        let (dim, kernel) = (shape.head_dim, Kernel::f32(path));
+        let (m, n) = (job.queries.len(), job.keys.len());
+        let last = m.min(first + TILE);
+        let (rows, visible) = (last - first, shape.visible(last, m, n));
         let stride = scores_stride(visible);
-        let (width, column, token) = (shape.query_width(), head * dim, self.start + first);
-        let queries = head_of(q, width, token, column);
-        let dout = head_of(dout, width, token, column);
-        let out = head_of(out, width, token, column);
+        let (width, column, token) = (shape.query_width(), head * dim, job.queries.start + first);
+        let [queries, dout, out] = [q, dout, out].map(|data| head_of(data, width, token, column));
 
         let mut probabilities = Scratch::<f32>::take(rows * stride);
         let mut slopes = Scratch::<f32>::take(rows * stride);
@@ -157,7 +178,7 @@ impl Group<'_> {
             row.log_sum_exp = log_sum_exp[(token + i) * shape.heads + head];
             row.inner = inner(path, &out.data[at..at + dim], &dout.data[at..at + dim]);
         }
-        let causal_from = shape.causal.then_some(first);
+        let causal_from = shape.causal.then(|| n - m + first);
         slope(path, &mut probabilities, &mut slopes, visible, causal_from, scale, &by_row[..rows]);
 
         let probabilities = Strided { data: &probabilities, row_stride: stride };
@@ -165,13 +186,12 @@ impl Group<'_> {
         let right = |source| Right::pack(kernel, &Operand { source, across: Across::Columns }, dim, rows);
         let transposed = |source| Left::pack(kernel, &Operand { source, across: Across::Columns }, visible, rows);
         let slopes_left = Left::pack(kernel, &Operand { source: &slopes, across: Across::Rows }, rows, visible);
-        let to_dq = Target { output: dq, offset: token * width + column, stride: width, scale: 1.0, base: zero };
+        let former = TargetBase::Output;
+        multiply_into(kernel, &transposed(&probabilities), &right(&dout), dim, &mut sums.dv, dim, 1.0, former);
+        multiply_into(kernel, &transposed(&slopes), &right(&queries), dim, &mut sums.dk, dim, 1.0, former);
+        let target = Target { output: dq, offset: token * width + column, stride: width, scale: 1.0, base: zero };
         // SAFETY: the caller's promise.
-        unsafe {
-            multiply(kernel, &transposed(&probabilities), &right(&dout), dim, dv);
-            multiply(kernel, &transposed(&slopes), &right(&queries), dim, dk);
-            multiply(kernel, &slopes_left, &packed.keys, dim, to_dq);
-        }
+        unsafe { multiply(kernel, &slopes_left, &packed.keys, dim, target) };
     }
 }
 
@@ -183,7 +203,12 @@ struct Row {
     inner: f32,
 }
 
-multiversion!(fn inner(x: &[f32], y: &[f32]) -> f32 = dot);
+multiversion!(fn inner<E: Element>(x: &[E], y: &[E]) -> f32 = inner_body);
+
+#[inline(always)]
+fn inner_body<const FMA: bool, E: Element>(x: &[E], y: &[E]) -> f32 {
+    dot::<FMA>(x, y)
+}
 
 multiversion!(fn slope(
     probabilities: &mut [f32],

@@ -1,105 +1,125 @@
 //! The forward pass of attention.
 
-use super::{AttentionShape, TILE, head_of, scores_stride};
+use super::{AttentionShape, Job, TILE, head_of, scores_stride};
 use crate::dispatch::{Path, multiversion};
-use crate::gemm::{
-    Across, Kernel, Left, Operand, Right, Strided, Target, TargetBase, for_each, multiply, multiply_into,
-};
+use crate::element::Element;
+use crate::gemm::{Across, Kernel, Left, Operand, Right, Strided, TargetBase, for_each, multiply_into};
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
 use crate::vector::{exp, max, sum};
 
 /// `out = softmax(scale · q·kᵀ)·v` within each sequence and head.
 ///
-/// `offsets` are the sequences' first tokens and, last, the number of tokens. `q` and `out` are
-/// `[tokens, heads·head_dim]`, `k` and `v` `[tokens, kv_heads·head_dim]`. `log_sum_exp` `[tokens, heads]` receives the
-/// logarithm of each softmax's denominator, for [`attention_backward`](crate::attention_backward).
+/// Sequence `i` has the rows `queries[i]..queries[i + 1]` of `q` and `out`, `[query tokens, heads·head_dim]`, and the rows
+/// `keys[i]..keys[i + 1]` of `k` and `v`, `[key tokens, kv_heads·head_dim]`; in training both offsets are the same.
+/// `log_sum_exp` `[query tokens, heads]` receives the logarithm of each softmax's denominator, for
+/// [`attention_backward`](crate::attention_backward).
 ///
 /// # Panics
-/// When a slice does not have its length, the offsets fall, or `kv_heads` does not divide `heads`.
-pub fn attention_forward(
+/// When a slice does not have its length, the offsets fall, `kv_heads` does not divide `heads`, the scale is not positive,
+/// or a sequence has queries but no keys, or fewer keys than queries although it is causal.
+#[expect(clippy::too_many_arguments, reason = "the tensors of the formula")]
+pub fn attention_forward<E: Element>(
     shape: &AttentionShape,
-    offsets: &[usize],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &mut [f32],
+    queries: &[usize],
+    keys: &[usize],
+    q: &[E],
+    k: &[E],
+    v: &[E],
+    out: &mut [E],
     log_sum_exp: &mut [f32],
 ) {
-    let tokens = shape.check(offsets);
-    assert_eq!(q.len(), tokens * shape.query_width(), "q is [tokens, heads·head_dim]");
-    assert_eq!(k.len(), tokens * shape.key_width(), "k is [tokens, kv_heads·head_dim]");
-    assert_eq!(v.len(), k.len(), "v is [tokens, kv_heads·head_dim]");
-    assert_eq!(out.len(), q.len(), "out is [tokens, heads·head_dim]");
-    assert_eq!(log_sum_exp.len(), tokens * shape.heads, "log_sum_exp is [tokens, heads]");
-    let path = Path::current();
+    let (tokens, key_tokens) = shape.check(queries, keys);
+    assert_eq!(q.len(), tokens * shape.query_width(), "q is [query tokens, heads·head_dim]");
+    assert_eq!(k.len(), key_tokens * shape.key_width(), "k is [key tokens, kv_heads·head_dim]");
+    assert_eq!(v.len(), k.len(), "v is [key tokens, kv_heads·head_dim]");
+    assert_eq!(out.len(), q.len(), "out is [query tokens, heads·head_dim]");
+    assert_eq!(log_sum_exp.len(), tokens * shape.heads, "log_sum_exp is [query tokens, heads]");
+    let inputs = Inputs { shape, path: Path::current(), q, k, v };
     let (out, log_sum_exp) = (SharedSlice::new(out), SharedSlice::new(log_sum_exp));
-    for_each((offsets.len() - 1) * shape.heads, shape.is_parallel(offsets), |job| {
-        let (sequence, head) = (job / shape.heads, job % shape.heads);
-        let head = Head { shape, path, start: offsets[sequence], end: offsets[sequence + 1], head };
-        // SAFETY: each job writes the rows of its sequence and the columns of its head, and no other job does.
-        unsafe { head.forward(q, k, v, out, log_sum_exp) };
+    let jobs = shape.jobs(queries, keys);
+    for_each(jobs.len(), shape.is_parallel(&jobs), |i| {
+        let job = &jobs[i];
+        match inputs.path {
+            _ if job.queries.is_empty() => {}
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the path is a supported one. Jobs differ in their sequences or their heads, so no two write the same
+            // elements.
+            Path::Avx512Bf16 => unsafe { super::avx512::forward(&inputs, job, out, log_sum_exp) },
+            // SAFETY: as above.
+            _ => unsafe { inputs.forward(job, out, log_sum_exp) },
+        }
     });
 }
 
-/// One head of one sequence.
-struct Head<'a> {
-    shape: &'a AttentionShape,
-    path: Path,
-    start: usize,
-    end: usize,
-    head: usize,
+pub(super) struct Inputs<'a, E> {
+    pub(super) shape: &'a AttentionShape,
+    pub(super) path: Path,
+    pub(super) q: &'a [E],
+    pub(super) k: &'a [E],
+    pub(super) v: &'a [E],
 }
 
-impl Head<'_> {
+impl<E: Element> Inputs<'_, E> {
     /// # Safety
-    /// Nobody else touches this sequence and head of `out` and `log_sum_exp`.
-    unsafe fn forward(&self, q: &[f32], k: &[f32], v: &[f32], out: SharedSlice<'_>, log_sum_exp: SharedSlice<'_>) {
-        let &Self { shape, path, start, end, head } = self;
-        let (dim, len, kernel) = (shape.head_dim, end - start, Kernel::f32(path));
-        if len == 0 {
-            return;
+    /// Nobody else touches this sequence and these heads of `out` and `log_sum_exp`.
+    unsafe fn forward(&self, job: &Job, out: SharedSlice<'_, E>, log_sum_exp: SharedSlice<'_>) {
+        let &Self { shape, path, k, v, .. } = self;
+        let (dim, n, kernel) = (shape.head_dim, job.keys.len(), Kernel::f32(path));
+        for kv_head in job.kv_heads.clone() {
+            let [keys, values] = [k, v].map(|data| head_of(data, shape.key_width(), job.keys.start, kv_head * dim));
+            let keys = Right::pack(kernel, &Operand { source: &keys, across: Across::Rows }, n, dim);
+            let values = Right::pack(kernel, &Operand { source: &values, across: Across::Columns }, dim, n);
+            for head in Job::heads(shape, kv_head) {
+                // SAFETY: the caller's promise.
+                unsafe { self.head(job, head, &keys, &values, out, log_sum_exp) };
+            }
         }
-        let (width, column) = (shape.query_width(), head * dim);
-        let key_column = head / shape.group() * dim;
-        let keys = head_of(k, shape.key_width(), start, key_column);
-        let values = head_of(v, shape.key_width(), start, key_column);
-        let keys = Right::pack(kernel, &Operand { source: &keys, across: Across::Rows }, len, dim);
-        let values = Right::pack(kernel, &Operand { source: &values, across: Across::Columns }, dim, len);
-        let mut buffer = Scratch::<f32>::take(TILE.min(len) * scores_stride(len));
-        for first in (0..len).step_by(TILE) {
-            let last = len.min(first + TILE);
-            let (rows, visible) = (last - first, shape.visible(last, len));
-            let stride = scores_stride(visible);
-            let scores = &mut buffer[..rows * stride];
+    }
 
-            let queries = head_of(q, width, start + first, column);
+    /// One query head.
+    ///
+    /// # Safety
+    /// As [`Inputs::forward`].
+    unsafe fn head(
+        &self,
+        job: &Job,
+        head: usize,
+        keys: &Right,
+        values: &Right,
+        out: SharedSlice<'_, E>,
+        log_sum_exp: SharedSlice<'_>,
+    ) {
+        let &Self { shape, path, q, .. } = self;
+        let (m, n, dim, kernel) = (job.queries.len(), job.keys.len(), shape.head_dim, Kernel::f32(path));
+        let (width, column) = (shape.query_width(), head * dim);
+        let mut scores = Scratch::<f32>::take(TILE.min(m) * scores_stride(n));
+        let mut sums = Scratch::<f32>::take(TILE.min(m) * dim);
+        for first in (0..m).step_by(TILE) {
+            let last = m.min(first + TILE);
+            let (rows, visible, token) = (last - first, shape.visible(last, m, n), job.queries.start + first);
+            let stride = scores_stride(visible);
+            let scores = &mut scores[..rows * stride];
+
+            let queries = head_of(q, width, token, column);
             let left = Left::pack(kernel, &Operand { source: &queries, across: Across::Rows }, rows, dim);
-            multiply_into(kernel, &left, &keys, visible, scores, stride, shape.scale, TargetBase::Zero);
-            drop(left);
+            multiply_into(kernel, &left, keys, visible, scores, stride, shape.scale, TargetBase::Zero);
 
             let (mut inverses, mut log_sums) = ([0f32; TILE], [0f32; TILE]);
-            let causal_from = shape.causal.then_some(first);
+            let causal_from = shape.causal.then(|| n - m + first);
             exponentials(path, scores, visible, causal_from, &mut inverses[..rows], &mut log_sums[..rows]);
 
-            let probabilities = Strided { data: scores, row_stride: stride };
+            let probabilities = Strided { data: &*scores, row_stride: stride };
             let left = Left::pack(kernel, &Operand { source: &probabilities, across: Across::Rows }, rows, visible);
-            let target = Target {
-                output: out,
-                offset: (start + first) * width + column,
-                stride: width,
-                scale: 1.0,
-                base: TargetBase::Zero,
-            };
-            // SAFETY: rows of this sequence and columns of this head, which are this job's.
-            unsafe { multiply(kernel, &left, &values, dim, target) };
-            for (row, (inverse, log_sum)) in inverses.into_iter().zip(log_sums).take(rows).enumerate() {
-                let token = start + first + row;
-                // SAFETY: as above.
+            multiply_into(kernel, &left, values, dim, &mut sums, dim, 1.0, TargetBase::Zero);
+            let softmax = inverses.into_iter().zip(log_sums);
+            for ((i, (inverse, log_sum)), sums) in softmax.take(rows).enumerate().zip(sums.chunks_exact(dim)) {
+                let token = token + i;
+                // SAFETY: the caller's promise.
                 let (out, to) = unsafe {
                     (out.slice(token * width + column, dim), log_sum_exp.slice(token * shape.heads + head, 1))
                 };
-                out.iter_mut().for_each(|out| *out *= inverse);
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out = E::from_f32(sum * inverse));
                 to[0] = log_sum;
             }
         }

@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::{_mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
 
-use super::micro::Tile;
+use super::micro::{Initial, Tile};
 use super::portable::write;
+use crate::element::Element;
 
 const LANES: usize = 8;
 const LEFT_STRIDE: usize = 8;
@@ -11,15 +12,15 @@ const LEFT_STRIDE: usize = 8;
 /// # Safety
 /// As `Kernel::run`, on a processor with AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn run(tile: &Tile) {
+pub(super) unsafe fn run<E: Element>(tile: &Tile<'_, E>) {
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             // SAFETY: the caller's promise.
             unsafe {
                 match (tile.rows, tile.vectors) {
                     $(
-                        ($rows, 2) => multiply::<$rows, 2, { 2 * LANES }>(tile),
-                        ($rows, 1) => multiply::<$rows, 1, LANES>(tile),
+                        ($rows, 2) => multiply::<$rows, 2, { 2 * LANES }, E>(tile),
+                        ($rows, 1) => multiply::<$rows, 1, LANES, E>(tile),
                     )*
                     (rows, vectors) => unreachable!("a tile of {rows} rows and {vectors} vectors"),
                 }
@@ -30,26 +31,36 @@ pub(super) unsafe fn run(tile: &Tile) {
 }
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize>(tile: &Tile) {
+unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize, E: Element>(tile: &Tile<'_, E>) {
     let mut sums = [[_mm256_setzero_ps(); VECTORS]; ROWS];
-    let (mut left, mut right) = (tile.left.cast::<f32>(), tile.right.cast::<f32>());
-    for _ in 0..tile.depth {
-        let mut columns = [_mm256_setzero_ps(); VECTORS];
-        for (v, column) in columns.iter_mut().enumerate() {
-            // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
-            *column = unsafe { _mm256_loadu_ps(right.add(v * LANES)) };
-        }
+    if let Some(Initial { sums: initial, stride }) = tile.initial {
         for (i, row) in sums.iter_mut().enumerate() {
-            // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes, ROWS of them filled.
-            let broadcast = _mm256_broadcast_ss(unsafe { &*left.add(i) });
-            for (sum, &column) in row.iter_mut().zip(&columns) {
-                *sum = _mm256_fmadd_ps(broadcast, column, *sum);
+            for (v, sum) in row.iter_mut().enumerate() {
+                // SAFETY: `initial` holds ROWS rows of COLUMNS sums.
+                *sum = unsafe { _mm256_loadu_ps(initial.add(i * stride + v * LANES)) };
             }
         }
-        // SAFETY: at most the end of the panels.
-        unsafe {
-            left = left.add(LEFT_STRIDE);
-            right = right.add(VECTORS * LANES);
+    }
+    for part in tile.parts {
+        let (mut left, mut right) = (part.left.cast::<f32>(), part.right.cast::<f32>());
+        for _ in 0..part.depth {
+            let mut columns = [_mm256_setzero_ps(); VECTORS];
+            for (v, column) in columns.iter_mut().enumerate() {
+                // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
+                *column = unsafe { _mm256_loadu_ps(right.add(v * LANES)) };
+            }
+            for (i, row) in sums.iter_mut().enumerate() {
+                // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes, ROWS of them filled.
+                let broadcast = _mm256_broadcast_ss(unsafe { &*left.add(i) });
+                for (sum, &column) in row.iter_mut().zip(&columns) {
+                    *sum = _mm256_fmadd_ps(broadcast, column, *sum);
+                }
+            }
+            // SAFETY: at most the end of the panels.
+            unsafe {
+                left = left.add(LEFT_STRIDE);
+                right = right.add(VECTORS * LANES);
+            }
         }
     }
     let mut plain = [[0f32; COLUMNS]; ROWS];

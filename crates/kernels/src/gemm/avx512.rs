@@ -1,12 +1,14 @@
 //! Register tiles of 14 × 32 for AVX-512: 28 accumulators, two right vectors, broadcasts from memory.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_set1_ps, _mm512_setzero_ps,
+    __m256bh, __m256i, __m512, __m512bh, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
 };
 use std::mem::transmute;
 
-use super::micro::{Base, Tile};
+use super::micro::{Base, Initial, Tile};
+use crate::element::Element;
 
 const LANES: usize = 16;
 const LEFT_STRIDE: usize = 16;
@@ -14,17 +16,17 @@ const LEFT_STRIDE: usize = 16;
 /// # Safety
 /// As `Kernel::run`, on a processor with AVX-512 BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn run(tile: &Tile, pairs: bool) {
+pub(super) unsafe fn run<E: Element>(tile: &Tile<'_, E>, pairs: bool) {
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             // SAFETY: the caller's promise.
             unsafe {
                 match (tile.rows, tile.vectors, pairs) {
                     $(
-                        ($rows, 2, true) => multiply::<$rows, 2, true>(tile),
-                        ($rows, 1, true) => multiply::<$rows, 1, true>(tile),
-                        ($rows, 2, false) => multiply::<$rows, 2, false>(tile),
-                        ($rows, 1, false) => multiply::<$rows, 1, false>(tile),
+                        ($rows, 2, true) => multiply::<$rows, 2, true, E>(tile),
+                        ($rows, 1, true) => multiply::<$rows, 1, true, E>(tile),
+                        ($rows, 2, false) => multiply::<$rows, 2, false, E>(tile),
+                        ($rows, 1, false) => multiply::<$rows, 1, false, E>(tile),
                     )*
                     (rows, vectors, _) => unreachable!("a tile of {rows} rows and {vectors} vectors"),
                 }
@@ -35,26 +37,36 @@ pub(super) unsafe fn run(tile: &Tile, pairs: bool) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool>(tile: &Tile) {
+unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E: Element>(tile: &Tile<'_, E>) {
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-    let (mut left, mut right) = (tile.left.cast::<f32>(), tile.right.cast::<f32>());
-    for _ in 0..tile.depth {
-        let mut columns = [_mm512_setzero_ps(); VECTORS];
-        for (v, column) in columns.iter_mut().enumerate() {
-            // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
-            *column = unsafe { _mm512_loadu_ps(right.add(v * LANES)) };
-        }
+    if let Some(Initial { sums: initial, stride }) = tile.initial {
         for (i, row) in sums.iter_mut().enumerate() {
-            // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes, ROWS of them filled.
-            let broadcast = unsafe { _mm512_set1_ps(*left.add(i)) };
-            for (sum, &column) in row.iter_mut().zip(&columns) {
-                *sum = multiply_add::<PAIRS>(broadcast, column, *sum);
+            for (v, sum) in row.iter_mut().enumerate() {
+                // SAFETY: `initial` holds ROWS rows of VECTORS · LANES sums.
+                *sum = unsafe { _mm512_loadu_ps(initial.add(i * stride + v * LANES)) };
             }
         }
-        // SAFETY: at most the end of the panels.
-        unsafe {
-            left = left.add(LEFT_STRIDE);
-            right = right.add(VECTORS * LANES);
+    }
+    for part in tile.parts {
+        let (mut left, mut right) = (part.left.cast::<f32>(), part.right.cast::<f32>());
+        for _ in 0..part.depth {
+            let mut columns = [_mm512_setzero_ps(); VECTORS];
+            for (v, column) in columns.iter_mut().enumerate() {
+                // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
+                *column = unsafe { _mm512_loadu_ps(right.add(v * LANES)) };
+            }
+            for (i, row) in sums.iter_mut().enumerate() {
+                // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes, ROWS of them filled.
+                let broadcast = unsafe { _mm512_set1_ps(*left.add(i)) };
+                for (sum, &column) in row.iter_mut().zip(&columns) {
+                    *sum = multiply_add::<PAIRS>(broadcast, column, *sum);
+                }
+            }
+            // SAFETY: at most the end of the panels.
+            unsafe {
+                left = left.add(LEFT_STRIDE);
+                right = right.add(VECTORS * LANES);
+            }
         }
     }
 
@@ -69,10 +81,42 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool>(t
                 let base = match tile.base {
                     Base::Zero => _mm512_setzero_ps(),
                     Base::Row(base) => _mm512_maskz_loadu_ps(mask, base.wrapping_add(v * LANES)),
-                    Base::Output => _mm512_maskz_loadu_ps(mask, output),
+                    Base::Output => load::<E>(output, mask),
                 };
-                _mm512_mask_storeu_ps(output, mask, _mm512_fmadd_ps(sum, scale, base));
+                store::<E>(output, mask, _mm512_fmadd_ps(sum, scale, base));
             }
+        }
+    }
+}
+
+/// # Safety
+/// The elements that `mask` names are there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn load<E: Element>(from: *const E, mask: u16) -> __m512 {
+    // SAFETY: the caller's promise; an `E` that is no bf16 is an f32.
+    unsafe {
+        if E::IS_BF16 {
+            let halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        } else {
+            _mm512_maskz_loadu_ps(mask, from.cast())
+        }
+    }
+}
+
+/// # Safety
+/// As [`load`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn store<E: Element>(to: *mut E, mask: u16, values: __m512) {
+    // SAFETY: the caller's promise; an `E` that is no bf16 is an f32; vectors of bf16 and of integers are the same bits.
+    unsafe {
+        if E::IS_BF16 {
+            let halves = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
+            _mm256_mask_storeu_epi16(to.cast(), mask, halves);
+        } else {
+            _mm512_mask_storeu_ps(to.cast(), mask, values);
         }
     }
 }

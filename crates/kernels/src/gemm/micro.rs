@@ -1,10 +1,12 @@
 //! The register tile: the innermost loop of every matrix product.
 //!
 //! A tile multiplies a packed left panel by a packed right panel. Both are arrays of 32-bit lanes, depth-major: a lane is
-//! one f32, or two bf16 neighbours in depth (the lower half is the earlier). Every output element is one accumulator that
-//! runs through the depth in order, so the result does not depend on how the output is cut into tiles.
+//! one f32, or two bf16 neighbours in depth (the lower half is the earlier). A tile may sum several such products. Every
+//! output element is one accumulator that runs through the depth in order, so the result does not depend on how the output
+//! is cut into tiles, nor on where the depth is cut.
 
 use crate::dispatch::Path;
+use crate::element::Element;
 
 /// What a product is added to.
 #[derive(Clone, Copy, Debug)]
@@ -17,22 +19,37 @@ pub(crate) enum Base {
     Output,
 }
 
-/// One tile's work: `output[i, j] = base[i, j] + scale · Σ_p left[p, i] · right[p, j]`.
+/// One term of a tile's sum: a packed left panel by a packed right panel.
 #[derive(Clone, Copy)]
-pub(crate) struct Tile {
+pub(crate) struct Part {
     /// Lanes along the depth.
     pub(crate) depth: usize,
     /// `[depth, Kernel::left_stride]`.
     pub(crate) left: *const u32,
     /// `[depth, vectors · Kernel::lanes]`.
     pub(crate) right: *const u32,
-    pub(crate) output: *mut f32,
+}
+
+/// Sums that an earlier part of the depth has come to.
+#[derive(Clone, Copy)]
+pub(crate) struct Initial {
+    /// `[rows, ≥ vectors · Kernel::lanes]`.
+    pub(crate) sums: *const f32,
+    pub(crate) stride: usize,
+}
+
+/// One tile's work: `output[i, j] = base[i, j] + scale · (initial[i, j] + Σ_parts Σ_p left[p, i] · right[p, j])`.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a, E> {
+    pub(crate) parts: &'a [Part],
+    pub(crate) initial: Option<Initial>,
+    pub(crate) output: *mut E,
     pub(crate) output_stride: usize,
     /// Output rows, 1..=`Kernel::rows`.
     pub(crate) rows: usize,
     /// Output columns, 1..=`vectors · Kernel::lanes`.
     pub(crate) columns: usize,
-    /// Vectors across the right panel, 1 or 2.
+    /// Vectors across the right panels, 1 or 2.
     pub(crate) vectors: usize,
     pub(crate) scale: f32,
     pub(crate) base: Base,
@@ -87,7 +104,7 @@ impl Kernel {
     pub(crate) fn rows(self) -> usize {
         match self.path {
             Path::Avx512Bf16 => 14,
-            Path::Avx2 => 6,
+            Path::Avx2 | Path::Neon => 6,
             _ => 4,
         }
     }
@@ -102,7 +119,7 @@ impl Kernel {
     /// # Safety
     /// The tile's pointers are valid for the extents that its fields describe, nobody else touches its output, and
     /// `rows`, `columns` and `vectors` are within the limits of this kernel.
-    pub(crate) unsafe fn run(self, tile: &Tile) {
+    pub(crate) unsafe fn run<E: Element>(self, tile: &Tile<'_, E>) {
         debug_assert!((1..=self.rows()).contains(&tile.rows));
         debug_assert!((1..=2).contains(&tile.vectors) && tile.columns <= tile.vectors * self.lanes());
         match self.path {
@@ -112,6 +129,9 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Path::Avx2 => unsafe { super::avx2::run(tile) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Path::Neon => unsafe { super::neon::run(tile) },
             // SAFETY: the caller's promise.
             _ => unsafe { super::portable::run(tile) },
         }

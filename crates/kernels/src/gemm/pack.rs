@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::dispatch::{Path, multiversion};
+use crate::element::{Element, round};
 use crate::gemm::micro::Kernel;
 use crate::gemm::transpose::{GROUP, transpose};
 use crate::scratch::Scratch;
@@ -20,10 +24,17 @@ pub(crate) trait Rows: Sync {
     /// Reads `columns` of `row` as bf16, rounded to nearest even.
     fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]);
 
-    /// The matrix itself where it is stored as rows of f32, to be packed without a copy between.
-    fn plain(&self) -> Option<Strided<'_>> {
+    /// The matrix itself where it is stored as rows of plain elements, to be packed without a copy between.
+    fn plain(&self) -> Option<Plain<'_>> {
         None
     }
+}
+
+/// A matrix that lies in memory as it is.
+#[derive(Clone, Copy)]
+pub(crate) enum Plain<'a> {
+    F32(Strided<'a, f32>),
+    Bf16(Strided<'a, bf16>),
 }
 
 /// Which way a source lies in a product: what runs across the lanes of a panel, the other axis being the depth.
@@ -36,8 +47,9 @@ pub(crate) enum Across {
 }
 
 /// One side of a product.
-pub(crate) struct Operand<'a, S> {
-    pub(crate) source: &'a S,
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a> {
+    pub(crate) source: &'a dyn Rows,
     pub(crate) across: Across,
 }
 
@@ -83,7 +95,7 @@ pub(crate) fn right_len(kernel: Kernel, columns: usize, depth: usize) -> usize {
     columns.next_multiple_of(kernel.columns()) * kernel.depth_lanes(depth)
 }
 
-impl<S: Rows> Operand<'_, S> {
+impl Operand<'_> {
     /// Packs panels, which start at lane `first` of the source, over the elements `depth` of the other axis. The panels'
     /// `start` count from `first`, and their `offset` is into `to`.
     pub(crate) fn pack(
@@ -102,7 +114,7 @@ impl<S: Rows> Operand<'_, S> {
 
     fn pack_rows(&self, kernel: Kernel, first: usize, panel: Panel, depth: Range<usize>, to: &mut [u32]) {
         let path = kernel.path();
-        let plain = self.source.plain().filter(|_| !kernel.pairs());
+        let plain = self.source.plain();
         for from in depth.clone().step_by(STRETCH) {
             let stretch = from..depth.end.min(from + STRETCH);
             let lanes = kernel.depth_lanes(stretch.len());
@@ -110,14 +122,10 @@ impl<S: Rows> Operand<'_, S> {
             for group in (0..panel.count).step_by(GROUP) {
                 let row = first + panel.start + group;
                 let to = &mut to[group..];
-                if let Some(plain) = plain {
-                    // Where the panel ends within the group, the rows below it are packed along if they exist.
-                    let len = (GROUP - 1) * plain.row_stride + lanes;
-                    let rows = plain.lanes(row, from, len);
-                    if rows.len() == len {
-                        transpose(path, rows, plain.row_stride, lanes, to, panel.stride);
-                        continue;
-                    }
+                let direct = plain.and_then(|plain| plain.lanes_of_group(kernel, row, stretch.clone()));
+                if let Some((rows, row_stride)) = direct {
+                    transpose(path, rows, row_stride, lanes, to, panel.stride);
+                    continue;
                 }
                 let row_stride = lanes.next_multiple_of(2 * LINE_LANES) + LINE_LANES;
                 let mut rows = Scratch::<u32>::take(GROUP * row_stride);
@@ -145,7 +153,7 @@ impl<S: Rows> Operand<'_, S> {
 
     fn pack_columns(&self, kernel: Kernel, first: usize, panels: &[Panel], depth: Range<usize>, to: &mut [u32]) {
         let (Some(head), Some(tail)) = (panels.first(), panels.last()) else { return };
-        let plain = self.source.plain().filter(|_| !kernel.pairs());
+        let plain = self.source.plain();
         let (start, width) = (head.start, tail.start + tail.count - head.start);
         let columns = first + start..first + start + width;
         // Panels are copied whole: the last one takes what follows the last column, or what the buffer held.
@@ -154,10 +162,18 @@ impl<S: Rows> Operand<'_, S> {
         let mut halves = Scratch::<u16>::take(if kernel.pairs() { 2 * width } else { 0 });
         let step = if kernel.pairs() { 2 } else { 1 };
         for (p, row) in depth.clone().step_by(step).enumerate() {
-            let direct = plain.as_ref().map(|plain| plain.lanes(row, columns.start, whole));
-            let from = match direct.filter(|direct| direct.len() == whole) {
-                Some(direct) => direct,
-                None if kernel.pairs() => {
+            let direct = match plain {
+                Some(Plain::F32(plain)) if !kernel.pairs() => Some(plain.lanes(row, columns.start, whole)),
+                _ => None,
+            };
+            let from = match (direct.filter(|direct| direct.len() == whole), plain) {
+                (Some(direct), _) => direct,
+                (None, Some(Plain::Bf16(plain))) if kernel.pairs() && row + 1 < depth.end => {
+                    let [even, odd] = [row, row + 1].map(|row| plain.halves(row, columns.clone()));
+                    interleave(kernel.path(), even, odd, &mut lanes[..width]);
+                    &lanes
+                }
+                (None, _) if kernel.pairs() => {
                     let (even, odd) = halves.split_at_mut(width);
                     self.source.read_bf16(kernel.path(), row, columns.clone(), even);
                     if row + 1 < depth.end {
@@ -168,7 +184,7 @@ impl<S: Rows> Operand<'_, S> {
                     interleave(kernel.path(), even, odd, &mut lanes[..width]);
                     &lanes
                 }
-                None => {
+                (None, _) => {
                     self.source.read(kernel.path(), row, columns.clone(), as_f32(&mut lanes[..width]));
                     &lanes
                 }
@@ -204,34 +220,109 @@ fn interleave_body<const FMA: bool>(even: &[u16], odd: &[u16], to: &mut [u32]) {
     }
 }
 
-/// Rows of f32, `row_stride` apart.
+/// Rows of elements, `row_stride` apart.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Strided<'a> {
-    pub(crate) data: &'a [f32],
+pub(crate) struct Strided<'a, E = f32> {
+    pub(crate) data: &'a [E],
     pub(crate) row_stride: usize,
 }
 
-impl Strided<'_> {
+impl<'a> Plain<'a> {
+    /// The rows from `first` on.
+    pub(crate) fn below(self, first: usize) -> Self {
+        match self {
+            Plain::F32(all) => Plain::F32(all.below(first)),
+            Plain::Bf16(all) => Plain::Bf16(all.below(first)),
+        }
+    }
+
+    /// The columns `stretch` of a group of rows from `row` as lanes, and the lanes between rows; if they lie in memory as
+    /// the kernel's lanes do. Where a panel ends within the group, the rows below it come along if they exist.
+    fn lanes_of_group(self, kernel: Kernel, row: usize, stretch: Range<usize>) -> Option<(&'a [u32], usize)> {
+        let (from, stride) = match self {
+            Plain::F32(plain) if !kernel.pairs() => {
+                let len = (GROUP - 1) * plain.row_stride + stretch.len();
+                (plain.lanes(row, stretch.start, len), plain.row_stride)
+            }
+            Plain::Bf16(plain) if kernel.pairs() => {
+                let even = plain.row_stride.is_multiple_of(2) && stretch.len().is_multiple_of(2);
+                let from = &plain.data[plain.data.len().min(row * plain.row_stride + stretch.start)..];
+                if !even || !from.as_ptr().cast::<u32>().is_aligned() {
+                    return None;
+                }
+                // SAFETY: aligned as checked; two halves make a lane, every bit pattern is valid in both.
+                let lanes = unsafe { std::slice::from_raw_parts(from.as_ptr().cast::<u32>(), from.len() / 2) };
+                let len = (GROUP - 1) * plain.row_stride / 2 + stretch.len() / 2;
+                (&lanes[..lanes.len().min(len)], plain.row_stride / 2)
+            }
+            _ => return None,
+        };
+        let lanes = kernel.depth_lanes(stretch.len());
+        (from.len() == (GROUP - 1) * stride + lanes).then_some((from, stride))
+    }
+}
+
+impl<'a> Strided<'a, f32> {
     /// `len` elements from `column` of `row`, or fewer where the data ends; as lanes.
-    fn lanes(&self, row: usize, column: usize, len: usize) -> &[u32] {
-        let start = row * self.row_stride + column;
+    fn lanes(self, row: usize, column: usize, len: usize) -> &'a [u32] {
+        let start = self.data.len().min(row * self.row_stride + column);
         let from = &self.data[start..self.data.len().min(start + len)];
         // SAFETY: same size and alignment, every bit pattern is valid in both.
         unsafe { std::slice::from_raw_parts(from.as_ptr().cast(), from.len()) }
     }
 }
 
-impl Rows for Strided<'_> {
-    fn plain(&self) -> Option<Strided<'_>> {
-        Some(*self)
+impl<'a> Strided<'a, bf16> {
+    /// The bits of `columns` of `row`.
+    fn halves(self, row: usize, columns: Range<usize>) -> &'a [u16] {
+        self.data[row * self.row_stride..][columns].reinterpret_cast()
+    }
+}
+
+impl<'a, E: Element> Strided<'a, E> {
+    fn below(self, first: usize) -> Self {
+        Self { data: &self.data[first * self.row_stride..], ..self }
     }
 
-    fn read(&self, _: Path, row: usize, columns: Range<usize>, to: &mut [f32]) {
-        to.copy_from_slice(&self.data[row * self.row_stride + columns.start..][..columns.len()]);
+    fn as_plain(&self) -> Plain<'a> {
+        let (start, len, row_stride) = (self.data.as_ptr(), self.data.len(), self.row_stride);
+        // SAFETY: an `E` that is no bf16 is an f32: `Element` is sealed.
+        unsafe {
+            if E::IS_BF16 {
+                Plain::Bf16(Strided { data: std::slice::from_raw_parts(start.cast(), len), row_stride })
+            } else {
+                Plain::F32(Strided { data: std::slice::from_raw_parts(start.cast(), len), row_stride })
+            }
+        }
+    }
+}
+
+impl<E: Element> Rows for Strided<'_, E> {
+    fn plain(&self) -> Option<Plain<'_>> {
+        Some(self.as_plain())
+    }
+
+    fn read(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [f32]) {
+        match self.as_plain() {
+            Plain::F32(plain) => to.copy_from_slice(&plain.data[row * plain.row_stride..][columns]),
+            Plain::Bf16(plain) => widen(path, plain.halves(row, columns), to),
+        }
     }
 
     fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]) {
-        round_to_bf16(path, &self.data[row * self.row_stride + columns.start..][..columns.len()], to);
+        match self.as_plain() {
+            Plain::F32(plain) => round_to_bf16(path, &plain.data[row * plain.row_stride..][columns], to),
+            Plain::Bf16(plain) => to.copy_from_slice(plain.halves(row, columns)),
+        }
+    }
+}
+
+multiversion!(pub(crate) fn widen(from: &[u16], to: &mut [f32]) = widen_body);
+
+#[inline(always)]
+fn widen_body<const FMA: bool>(from: &[u16], to: &mut [f32]) {
+    for (to, &bits) in to.iter_mut().zip(from) {
+        *to = f32::from_bits(u32::from(bits) << 16);
     }
 }
 
@@ -240,9 +331,6 @@ multiversion!(pub(crate) fn round_to_bf16(from: &[f32], to: &mut [u16]) = round_
 #[inline(always)]
 fn round_to_bf16_body<const FMA: bool>(from: &[f32], to: &mut [u16]) {
     for (to, &value) in to.iter_mut().zip(from) {
-        let bits = value.to_bits();
-        let even = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-        // Rounding could carry a NaN into infinity: keep it quiet instead.
-        *to = if value.is_nan() { (bits >> 16 | 0x40) as u16 } else { even as u16 };
+        *to = round(value);
     }
 }

@@ -1,20 +1,19 @@
 //! Register tiles of 4 × 8 in plain Rust, which the compiler vectorises for the machine's baseline: eight accumulators
 //! of four elements. A panel of two vectors is done in two passes, since twice the accumulators would not fit SSE2.
 
-use super::micro::{Base, Tile};
+use super::micro::{Base, Initial, Tile};
+use crate::element::Element;
 
 const LANES: usize = 8;
 const LEFT_STRIDE: usize = 8;
 
 /// # Safety
 /// As `Kernel::run`.
-pub(super) unsafe fn run(tile: &Tile) {
-    for pass in 0..tile.columns.div_ceil(LANES) {
-        let skipped = pass * LANES;
-        // SAFETY: the tile has more than `skipped` columns, so all three have elements there.
+pub(super) unsafe fn run<E: Element>(tile: &Tile<'_, E>) {
+    for skipped in (0..tile.columns).step_by(LANES) {
+        // SAFETY: the tile has more than `skipped` columns, so output and base row have elements there.
         let part = unsafe {
             Tile {
-                right: tile.right.add(skipped),
                 output: tile.output.add(skipped),
                 columns: LANES.min(tile.columns - skipped),
                 base: if let Base::Row(row) = tile.base { Base::Row(row.add(skipped)) } else { tile.base },
@@ -24,27 +23,37 @@ pub(super) unsafe fn run(tile: &Tile) {
         // SAFETY: the caller's promise.
         unsafe {
             match part.rows {
-                1 => multiply::<1>(&part),
-                2 => multiply::<2>(&part),
-                3 => multiply::<3>(&part),
-                4 => multiply::<4>(&part),
+                1 => multiply::<1, E>(&part, skipped),
+                2 => multiply::<2, E>(&part, skipped),
+                3 => multiply::<3, E>(&part, skipped),
+                4 => multiply::<4, E>(&part, skipped),
                 rows => unreachable!("a tile of {rows} rows"),
             }
         }
     }
 }
 
-unsafe fn multiply<const ROWS: usize>(tile: &Tile) {
+/// The tile's columns from `skipped`.
+unsafe fn multiply<const ROWS: usize, E: Element>(tile: &Tile<'_, E>, skipped: usize) {
     let mut sums = [[0f32; LANES]; ROWS];
-    let (mut left, mut right) = (tile.left.cast::<f32>(), tile.right.cast::<f32>());
-    for _ in 0..tile.depth {
-        // SAFETY: the right panel holds `depth` rows with LANES lanes from here, the left one `depth` rows of LEFT_STRIDE.
-        let (columns, rows) = unsafe { (*right.cast::<[f32; LANES]>(), *left.cast::<[f32; ROWS]>()) };
-        for (sums, value) in sums.iter_mut().zip(rows) {
-            *sums = std::array::from_fn(|j| sums[j] + value * columns[j]);
+    if let Some(Initial { sums: initial, stride }) = tile.initial {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `initial` holds ROWS rows of LANES sums from `skipped`.
+            *sums = unsafe { *initial.add(i * stride + skipped).cast::<[f32; LANES]>() };
         }
-        left = left.wrapping_add(LEFT_STRIDE);
-        right = right.wrapping_add(tile.vectors * LANES);
+    }
+    for part in tile.parts {
+        let (mut left, mut right) = (part.left.cast::<f32>(), part.right.cast::<f32>().wrapping_add(skipped));
+        for _ in 0..part.depth {
+            // SAFETY: the right panel holds `depth` rows with LANES lanes from here, the left one `depth` rows of
+            // LEFT_STRIDE.
+            let (columns, rows) = unsafe { (*right.cast::<[f32; LANES]>(), *left.cast::<[f32; ROWS]>()) };
+            for (sums, value) in sums.iter_mut().zip(rows) {
+                *sums = std::array::from_fn(|j| sums[j] + value * columns[j]);
+            }
+            left = left.wrapping_add(LEFT_STRIDE);
+            right = right.wrapping_add(tile.vectors * LANES);
+        }
     }
     // SAFETY: the caller's promise; the sums hold ROWS rows of LANES.
     unsafe { write(tile, &sums) };
@@ -55,7 +64,10 @@ unsafe fn multiply<const ROWS: usize>(tile: &Tile) {
 /// # Safety
 /// As `Kernel::run`.
 #[inline(always)]
-pub(super) unsafe fn write<const ROWS: usize, const COLUMNS: usize>(tile: &Tile, sums: &[[f32; COLUMNS]; ROWS]) {
+pub(super) unsafe fn write<const ROWS: usize, const COLUMNS: usize, E: Element>(
+    tile: &Tile<'_, E>,
+    sums: &[[f32; COLUMNS]; ROWS],
+) {
     for (i, row) in sums.iter().enumerate() {
         for (j, &sum) in row.iter().enumerate().take(tile.columns) {
             // SAFETY: `j` keeps to the tile's columns; output and base row hold them.
@@ -64,9 +76,9 @@ pub(super) unsafe fn write<const ROWS: usize, const COLUMNS: usize>(tile: &Tile,
                 let base = match tile.base {
                     Base::Zero => 0.0,
                     Base::Row(base) => *base.add(j),
-                    Base::Output => *output,
+                    Base::Output => (*output).to_f32(),
                 };
-                *output = base + tile.scale * sum;
+                *output = E::from_f32(base + tile.scale * sum);
             }
         }
     }

@@ -20,6 +20,13 @@ pub(super) fn transpose(path: Path, rows: &[u32], row_stride: usize, lanes: usiz
             unsafe { avx2::transpose(rows.as_ptr(), row_stride, whole, to.as_mut_ptr(), stride) };
             whole
         }
+        #[cfg(target_arch = "aarch64")]
+        Path::Neon => {
+            let whole = lanes / neon::SQUARE * neon::SQUARE;
+            // SAFETY: every aarch64 has NEON; the assertions above bound both sides.
+            unsafe { neon::transpose(rows.as_ptr(), row_stride, whole, to.as_mut_ptr(), stride) };
+            whole
+        }
         _ => 0,
     };
     for p in whole..lanes {
@@ -75,5 +82,52 @@ mod avx2 {
             s[i + 4] = _mm256_permute2x128_si256::<0x31>(r[i], r[i + 4]);
         }
         s
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::{
+        uint32x4_t, vdupq_n_u32, vld1q_u32, vreinterpretq_u32_u64, vreinterpretq_u64_u32, vst1q_u32, vtrn1q_u32,
+        vtrn1q_u64, vtrn2q_u32, vtrn2q_u64,
+    };
+
+    use super::GROUP;
+
+    /// Lanes of a register.
+    pub(super) const SQUARE: usize = 4;
+
+    /// # Safety
+    /// `from` holds eight rows of `lanes` lanes, a multiple of four; `to` holds `lanes` groups.
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn transpose(from: *const u32, from_stride: usize, lanes: usize, to: *mut u32, to_stride: usize) {
+        for p in (0..lanes).step_by(SQUARE) {
+            for half in (0..GROUP).step_by(SQUARE) {
+                let mut r = [vdupq_n_u32(0); SQUARE];
+                for (i, row) in r.iter_mut().enumerate() {
+                    // SAFETY: the caller's promise.
+                    *row = unsafe { vld1q_u32(from.add((half + i) * from_stride + p)) };
+                }
+                for (i, row) in square(r).into_iter().enumerate() {
+                    // SAFETY: the caller's promise.
+                    unsafe { vst1q_u32(to.add((p + i) * to_stride + half), row) };
+                }
+            }
+        }
+    }
+
+    /// Transposes four by four lanes: pairs, then fours.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn square([a, b, c, d]: [uint32x4_t; SQUARE]) -> [uint32x4_t; SQUARE] {
+        let even = [vtrn1q_u32(a, b), vtrn1q_u32(c, d)].map(|pairs| vreinterpretq_u64_u32(pairs));
+        let odd = [vtrn2q_u32(a, b), vtrn2q_u32(c, d)].map(|pairs| vreinterpretq_u64_u32(pairs));
+        [
+            vtrn1q_u64(even[0], even[1]),
+            vtrn1q_u64(odd[0], odd[1]),
+            vtrn2q_u64(even[0], even[1]),
+            vtrn2q_u64(odd[0], odd[1]),
+        ]
+        .map(|row| vreinterpretq_u32_u64(row))
     }
 }

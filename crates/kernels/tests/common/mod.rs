@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its part")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
 
-use fedpipe_kernels::{CodeBook, FrozenMatrix, Path, pack_codes};
+use fedpipe_kernels::{CodeBook, Element, FrozenMatrix, Path, pack_codes};
 use half::bf16;
 
 /// Half a unit in the last place of f32, the rounding of one operation.
@@ -15,6 +15,20 @@ pub fn paths() -> impl Iterator<Item = Path> {
 /// Uniform in [-1, 1), by SplitMix64.
 pub fn uniform(seed: u64, len: usize) -> Vec<f32> {
     words(seed, len).map(|word| (word >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+/// [`uniform`], rounded to the element type.
+pub fn elements<E: Element>(seed: u64, len: usize) -> Vec<E> {
+    uniform(seed, len).into_iter().map(E::from_f32).collect()
+}
+
+pub fn wide<E: Element>(values: &[E]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(value.to_f32())).collect()
+}
+
+/// Half a unit in the last place of the element type.
+pub fn rounding<E: Element>() -> f64 {
+    if E::IS_BF16 { 1.0 / 256.0 } else { ROUNDING }
 }
 
 pub fn words(seed: u64, len: usize) -> impl Iterator<Item = u64> {
@@ -70,10 +84,10 @@ pub fn assert_close(actual: &[f32], expected: &[Expected], depth: usize, what: &
 }
 
 /// Runs `body` on pools of 1, 2 and 3 threads and checks that it gives the same bits.
-pub fn assert_same_bits_on_any_pool(what: &str, body: impl Fn() -> Vec<f32> + Sync) {
+pub fn assert_same_bits_on_any_pool<E: Element>(what: &str, body: impl Fn() -> Vec<E> + Sync) {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(&body).into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        pool.install(&body).into_iter().map(|value| value.to_f32().to_bits()).collect::<Vec<_>>()
     };
     let one = run(1);
     for threads in [2, 3] {
@@ -122,9 +136,19 @@ pub fn weights(rows: usize, columns: usize, seed: u64) -> Vec<Weight> {
             rounded: true,
         },
     ];
+    weights.push(integers(rows, columns, seed));
     weights.extend([2, 3, 4, 8].map(|bits| coded(rows, columns, bits, 64, seed)));
     weights.push(coded(rows, columns, 4, 128, seed));
     weights
+}
+
+/// A weight of random 8-bit integers and random scales.
+pub fn integers(rows: usize, columns: usize, seed: u64) -> Weight {
+    let codes: Vec<i8> = words(seed, rows * columns).map(|word| (word >> 56) as i8).collect();
+    let scales: Vec<f32> = uniform(seed + 1, rows).iter().map(|x| (x.abs() + 0.1) / 128.0).collect();
+    let values = codes.iter().enumerate().map(|(i, &code)| f32::from(code) * scales[i / columns]).collect();
+    let matrix = FrozenMatrix::from_int8(rows, columns, codes, scales);
+    Weight { name: "int8".into(), matrix, values, rounded: true }
 }
 
 /// A weight of random codes over a random code book.

@@ -2,29 +2,39 @@
 
 mod singular;
 
-pub use singular::{Sensitivity, Triplets};
+pub(crate) use singular::{Sensitivity, Triplets};
 
-use crate::ops::LoraFactors;
-use candle_core::{Device, Result, Tensor, Var};
+use crate::parameters::{ParameterId, Parameters};
 use fedpipe_core::{Adapter, LowRank, Matrix, Purpose, Seed, WeightId};
 use rand_core::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What is attached to one weight.
+/// Low-rank paths beside one weight: `y += scaling · (B·A + B₀·A₀)·x`.
 #[derive(Debug, Clone)]
-pub enum Attached {
-    /// Low-rank factors, trained or constant.
-    Lora(LoraFactors),
-    /// The singular-value form of the importance probe.
-    Singular(Triplets),
+pub struct Attached {
+    /// Factors that train.
+    pub trained: Option<Trained>,
+    /// Factors that are applied and never change.
+    pub fixed: Option<Arc<LowRank>>,
+    /// PEFT's alpha / r.
+    pub scaling: f32,
+}
+
+/// Factors among [`Parameters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trained {
+    /// A `[rank, in]`.
+    pub a: ParameterId,
+    /// B `[out, rank]`.
+    pub b: ParameterId,
 }
 
 /// What is attached to the base model, by weight.
 #[derive(Debug, Clone, Default)]
 pub struct Adapters {
     by_weight: BTreeMap<WeightId, Attached>,
-    dropout: Option<(f64, Seed)>,
+    dropout: Option<(f32, Seed)>,
 }
 
 impl Adapters {
@@ -34,15 +44,10 @@ impl Adapters {
     }
 
     /// A finished adapter, applied and not trained.
-    ///
-    /// # Errors
-    /// When candle fails.
-    pub fn constant(adapter: &Adapter) -> Result<Self> {
+    pub fn constant(adapter: &Adapter) -> Self {
         let mut adapters = Self::default();
-        for (id, factors) in &adapter.factors {
-            adapters.insert(id.clone(), Attached::Lora(constant_factors(factors, adapter.scaling)?));
-        }
-        Ok(adapters)
+        adapters.fix(&adapter.factors, adapter.scaling);
+        adapters
     }
 
     /// Attaches something to a weight.
@@ -50,135 +55,85 @@ impl Adapters {
         self.by_weight.insert(id, attached);
     }
 
+    /// Applies factors beside what trains.
+    fn fix(&mut self, fixed: &BTreeMap<WeightId, LowRank>, scaling: f32) {
+        for (id, factors) in fixed {
+            let attached = Attached { trained: None, fixed: None, scaling };
+            let attached = self.by_weight.entry(id.clone()).or_insert(attached);
+            attached.fixed = Some(Arc::new(factors.clone()));
+        }
+    }
+
     /// What is attached to a weight.
     pub fn get(&self, id: &WeightId) -> Option<&Attached> {
         self.by_weight.get(id)
     }
 
-    /// Sets dropout for one forward pass: probability, and the seed of the pass.
+    /// Sets dropout for one pass: probability, and the seed of the pass.
     pub fn set_dropout(&mut self, probability: f64, seed: Seed) {
-        self.dropout = (probability > 0.0).then_some((probability, seed));
+        self.dropout = (probability > 0.0).then_some((probability as f32, seed));
     }
 
-    /// A mask of 0 and 1/(1 − p) shaped like x, or `None` without dropout.
-    pub(crate) fn dropout_mask(&self, id: &WeightId, x: &Tensor) -> Result<Option<Tensor>> {
-        let Some((probability, seed)) = self.dropout else { return Ok(None) };
-        let kept = (1.0 / (1.0 - probability)) as f32;
-        let threshold = (probability * 2f64.powi(32)) as u32;
-        let mut stream = seed.named(id.as_str()).stream();
-        let mask: Vec<f32> =
-            (0..x.elem_count()).map(|_| if stream.next_u32() < threshold { 0.0 } else { kept }).collect();
-        Tensor::from_vec(mask, x.shape(), x.device()).map(Some)
+    /// Key and probability of the dropout before the trained factors of a weight.
+    pub(crate) fn dropout_of(&self, id: &WeightId) -> Option<(u64, f32)> {
+        self.dropout.map(|(probability, seed)| (seed.named(id.as_str()).0, probability))
     }
 }
 
-impl LoraFactors {
-    /// The low-rank path alone, composed of candle operations: the trained factors see `dropped`, the fixed ones x.
-    pub(crate) fn composed(&self, dropped: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let mut low = dropped.matmul(&self.a.t()?)?.matmul(&self.b.t()?)?;
-        if let Some(fixed) = &self.fixed {
-            let (a, b) = (tensor(fixed.a())?, tensor(fixed.b())?);
-            low = (low + x.matmul(&a.t()?)?.matmul(&b.t()?)?)?;
-        }
-        low * f64::from(self.scaling)
-    }
-}
-
-fn constant_factors(factors: &LowRank, scaling: f32) -> Result<LoraFactors> {
-    Ok(LoraFactors { a: tensor(factors.a())?, b: tensor(factors.b())?, fixed: None, scaling })
-}
-
-/// A constant CPU tensor `[rows, cols]`.
-pub(crate) fn tensor(matrix: &Matrix) -> Result<Tensor> {
-    Tensor::from_slice(matrix.data(), (matrix.rows(), matrix.cols()), &Device::Cpu)
-}
-
-/// A trained CPU tensor `[rows, cols]`.
-fn variable(matrix: &Matrix) -> Result<Var> {
-    Var::from_slice(matrix.data(), (matrix.rows(), matrix.cols()), &Device::Cpu)
-}
-
-/// The values of a tensor `[rows, cols]`.
-fn matrix(tensor: &Tensor) -> Result<Matrix> {
-    let (rows, cols) = tensor.dims2()?;
-    let data = tensor.flatten_all()?.to_vec1()?;
-    Matrix::new(rows, cols, data).map_err(|e| candle_core::Error::Msg(e.to_string()))
-}
-
-/// An adapter in training: variables for its factors and its head.
-#[derive(Debug)]
+/// An adapter in training: parameters for its factors and its head.
+#[derive(Debug, Clone)]
 pub struct Trainable {
+    /// The values.
+    pub parameters: Parameters,
     scaling: f32,
-    factors: BTreeMap<WeightId, (Var, Var)>,
-    head: BTreeMap<String, Var>,
+    factors: BTreeMap<WeightId, Trained>,
+    head: BTreeMap<String, ParameterId>,
 }
 
 impl Trainable {
-    /// Variables that start at the values of `adapter`.
-    ///
-    /// # Errors
-    /// When candle fails.
-    pub fn new(adapter: &Adapter) -> Result<Self> {
-        let mut factors = BTreeMap::new();
-        for (id, low_rank) in &adapter.factors {
-            factors.insert(id.clone(), (variable(low_rank.a())?, variable(low_rank.b())?));
-        }
-        let mut head = BTreeMap::new();
-        for (name, values) in &adapter.head {
-            head.insert(name.clone(), variable(values)?);
-        }
-        Ok(Self { scaling: adapter.scaling, factors, head })
+    /// Parameters that start at the values of `adapter`.
+    pub fn new(adapter: &Adapter) -> Self {
+        let mut parameters = Parameters::default();
+        let factors = adapter.factors.iter().map(|(id, low_rank)| {
+            let a = parameters.add(low_rank.a().clone());
+            (id.clone(), Trained { a, b: parameters.add(low_rank.b().clone()) })
+        });
+        let factors = factors.collect();
+        let head = adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
+        Self { parameters, scaling: adapter.scaling, factors, head }
     }
 
-    /// What the base model sees: the variables, with `fixed` beside them or alone.
-    ///
-    /// # Errors
-    /// When candle fails.
-    pub fn attached(&self, fixed: &BTreeMap<WeightId, LowRank>) -> Result<Adapters> {
+    /// What the base model sees: what trains, with `fixed` beside it or alone.
+    pub fn attached(&self, fixed: &BTreeMap<WeightId, LowRank>) -> Adapters {
         let mut adapters = Adapters::default();
-        for (id, factors) in fixed {
-            if !self.factors.contains_key(id) {
-                adapters.insert(id.clone(), Attached::Lora(constant_factors(factors, self.scaling)?));
-            }
+        for (id, &trained) in &self.factors {
+            adapters.insert(id.clone(), Attached { trained: Some(trained), fixed: None, scaling: self.scaling });
         }
-        for (id, (a, b)) in &self.factors {
-            let lora = LoraFactors {
-                a: a.as_tensor().clone(),
-                b: b.as_tensor().clone(),
-                fixed: fixed.get(id).cloned().map(Arc::new),
-                scaling: self.scaling,
-            };
-            adapters.insert(id.clone(), Attached::Lora(lora));
-        }
-        Ok(adapters)
+        adapters.fix(fixed, self.scaling);
+        adapters
     }
 
-    /// The head's variables by name.
-    pub fn head(&self) -> &BTreeMap<String, Var> {
+    /// The parameters of the factors, by weight.
+    pub fn factors(&self) -> &BTreeMap<WeightId, Trained> {
+        &self.factors
+    }
+
+    /// The head's parameters by name.
+    pub fn head(&self) -> &BTreeMap<String, ParameterId> {
         &self.head
-    }
-
-    /// Every variable, in a fixed order.
-    pub fn variables(&self) -> Vec<Var> {
-        let factors = self.factors.values().flat_map(|(a, b)| [a.clone(), b.clone()]);
-        factors.chain(self.head.values().cloned()).collect()
     }
 
     /// The values as they are now.
     ///
-    /// # Errors
-    /// When candle fails.
-    pub fn adapter(&self) -> Result<Adapter> {
-        let mut factors = BTreeMap::new();
-        for (id, (a, b)) in &self.factors {
-            let low_rank = LowRank::new(matrix(a)?, matrix(b)?).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
-            factors.insert(id.clone(), low_rank);
-        }
-        let mut head = BTreeMap::new();
-        for (name, values) in &self.head {
-            head.insert(name.clone(), matrix(values)?);
-        }
-        Ok(Adapter { scaling: self.scaling, factors, head })
+    /// # Panics
+    /// Never: factors keep the shapes that they came with.
+    pub fn adapter(&self) -> Adapter {
+        let values = |id: ParameterId| self.parameters.get(id).clone();
+        let factors = self.factors.iter().filter_map(|(id, trained)| {
+            LowRank::new(values(trained.a), values(trained.b)).ok().map(|low_rank| (id.clone(), low_rank))
+        });
+        let head = self.head.iter().map(|(name, &id)| (name.clone(), values(id)));
+        Adapter { scaling: self.scaling, factors: factors.collect(), head: head.collect() }
     }
 }
 

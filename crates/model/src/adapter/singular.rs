@@ -1,53 +1,94 @@
 //! Adapters in singular-value form and the sensitivity of their triplets (AdaLoRA, arXiv 2303.10512).
 
-use super::{Normal, variable};
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Result, Tensor, Var};
+use super::{Normal, Trained};
+use crate::parameters::{Gradients, ParameterId, Parameters};
 use fedpipe_core::{Matrix, Seed, WeightId};
+use fedpipe_kernels::dense::{self, Write, matmul};
 use std::collections::BTreeMap;
 
-/// ΔW = P·diag(λ)·Q: P `[out, rank]`, λ `[rank]`, Q `[rank, in]`.
-#[derive(Debug, Clone)]
-pub struct Triplets {
-    p: Var,
-    lambda: Var,
-    q: Var,
+/// ΔW = P·diag(λ)·Q: P `[out, rank]`, λ `[1, rank]`, Q `[rank, in]`.
+///
+/// The base model sees low-rank factors B = P and A = diag(λ)·Q, which are made of the triplets before a step; the gradient
+/// of A is handed on to λ and Q after it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Triplets {
+    p: ParameterId,
+    lambda: ParameterId,
+    q: ParameterId,
+    a: ParameterId,
 }
 
 impl Triplets {
     /// λ = 0, P and Q normal with deviation 0.02, as AdaLoRA starts.
-    ///
-    /// # Errors
-    /// When candle fails.
-    pub fn fresh(rank: usize, inputs: usize, outputs: usize, seed: Seed) -> Result<Self> {
+    pub(crate) fn fresh(parameters: &mut Parameters, rank: usize, inputs: usize, outputs: usize, seed: Seed) -> Self {
         let mut normal = Normal::new(seed);
         let mut random = |rows, cols| Matrix::from_fn(rows, cols, |_, _| (0.02 * normal.next()) as f32);
-        let (p, q) = (variable(&random(outputs, rank))?, variable(&random(rank, inputs))?);
-        Ok(Self { p, lambda: Var::zeros(rank, candle_core::DType::F32, &Device::Cpu)?, q })
+        let (p, q) = (random(outputs, rank), random(rank, inputs));
+        Self {
+            p: parameters.add(p),
+            lambda: parameters.add(Matrix::zeros(1, rank)),
+            q: parameters.add(q),
+            a: parameters.add(Matrix::zeros(rank, inputs)),
+        }
     }
 
-    /// x·ΔWᵀ for x `[tokens, in]`.
-    ///
-    /// # Errors
-    /// When the shapes disagree or candle fails.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.matmul(&self.q.t()?)?.broadcast_mul(&self.lambda)?.matmul(&self.p.t()?)
-    }
-
-    /// ‖PᵀP − I‖² + ‖QQᵀ − I‖².
-    ///
-    /// # Errors
-    /// When candle fails.
-    pub fn orthogonality_penalty(&self) -> Result<Tensor> {
-        let identity = Tensor::eye(self.lambda.elem_count(), candle_core::DType::F32, self.p.device())?;
-        let p = (self.p.t()?.matmul(self.p.as_tensor())? - &identity)?.sqr()?.sum_all()?;
-        let q = (self.q.matmul(&self.q.t()?)? - &identity)?.sqr()?.sum_all()?;
-        p + q
+    /// The factors that the base model sees.
+    pub(crate) fn factors(&self) -> Trained {
+        Trained { a: self.a, b: self.p }
     }
 
     /// P, λ and Q.
-    pub fn variables(&self) -> [Var; 3] {
-        [self.p.clone(), self.lambda.clone(), self.q.clone()]
+    fn variables(&self) -> [ParameterId; 3] {
+        [self.p, self.lambda, self.q]
+    }
+
+    /// A = diag(λ)·Q.
+    pub(crate) fn compose(&self, parameters: &mut Parameters) {
+        let lambda = parameters.get(self.lambda).data().to_vec();
+        let mut a = parameters.get(self.q).clone();
+        let width = a.cols();
+        for (row, lambda) in a.data_mut().chunks_exact_mut(width).zip(lambda) {
+            row.iter_mut().for_each(|value| *value *= lambda);
+        }
+        *parameters.get_mut(self.a) = a;
+    }
+
+    /// ∂/∂Q_k = λ_k·∂/∂A_k and ∂/∂λ_k = Q_k·∂/∂A_k; A itself does not train.
+    pub(crate) fn hand_on(&self, parameters: &Parameters, gradients: &mut Gradients) {
+        let Some(of_a) = gradients.take(self.a).map(|gradient| gradient.to_vec()) else { return };
+        let (lambda, q) = (parameters.get(self.lambda), parameters.get(self.q));
+        let rows = of_a.chunks_exact(q.cols());
+        for (k, row) in rows.clone().enumerate() {
+            let inner = row.iter().zip(q.row(k)).map(|(g, q)| f64::from(*g) * f64::from(*q)).sum::<f64>();
+            gradients.get_mut(self.lambda)[k] += inner as f32;
+        }
+        let to = gradients.get_mut(self.q).chunks_exact_mut(q.cols());
+        for ((to, row), lambda) in to.zip(rows).zip(lambda.data()) {
+            to.iter_mut().zip(row).for_each(|(to, g)| *to += lambda * g);
+        }
+    }
+
+    /// Adds the gradient of `weight · (‖PᵀP − I‖² + ‖QQᵀ − I‖²)`: 4·P·(PᵀP − I) and 4·(QQᵀ − I)·Q.
+    pub(crate) fn add_orthogonality(&self, weight: f64, parameters: &Parameters, gradients: &mut Gradients) {
+        let scale = 4.0 * weight as f32;
+        let (p, q) = (parameters.get(self.p), parameters.get(self.q));
+        let view = |m| {
+            let m: &Matrix = m;
+            dense::Matrix::new(m.rows(), m.cols(), m.data())
+        };
+        let excess = |left: dense::Matrix<'_>, right: dense::Matrix<'_>| {
+            let rank = left.rows();
+            let mut product = vec![0f32; rank * rank];
+            matmul(left, right, 1.0, Write::Overwrite, &mut product);
+            product.iter_mut().step_by(rank + 1).for_each(|diagonal| *diagonal -= 1.0);
+            product
+        };
+        let of_p = excess(view(p).transposed(), view(p));
+        let of_p = dense::Matrix::new(p.cols(), p.cols(), &of_p);
+        matmul(view(p), of_p, scale, Write::Accumulate, gradients.get_mut(self.p));
+        let of_q = excess(view(q), view(q).transposed());
+        let of_q = dense::Matrix::new(q.rows(), q.rows(), &of_q);
+        matmul(of_q, view(q), scale, Write::Accumulate, gradients.get_mut(self.q));
     }
 }
 
@@ -56,7 +97,7 @@ impl Triplets {
 /// For an entry p: I = |p·∂L/∂p|, Ī ← β₁·Ī + (1 − β₁)·I, Ū ← β₂·Ū + (1 − β₂)·|I − Ī|, s = Ī·Ū. A triplet's score is
 /// s(λ_k) + mean_j s(P_jk) + mean_j s(Q_kj). That a weight's score is the sum of its triplets' is this project's choice.
 #[derive(Debug)]
-pub struct Sensitivity {
+pub(crate) struct Sensitivity {
     betas: (f64, f64),
     entries: BTreeMap<WeightId, [Vec<Entry>; 3]>,
 }
@@ -81,32 +122,30 @@ impl Entry {
 
 impl Sensitivity {
     /// Nothing seen yet; `betas` are β₁ and β₂.
-    pub fn new(betas: (f64, f64)) -> Self {
+    pub(crate) fn new(betas: (f64, f64)) -> Self {
         Self { betas, entries: BTreeMap::new() }
     }
 
     /// Takes in the gradients of one step. Called before the optimizer changes the values.
-    ///
-    /// # Errors
-    /// When candle fails.
-    pub fn observe(&mut self, weight: &WeightId, triplets: &Triplets, gradients: &GradStore) -> Result<()> {
+    pub(crate) fn observe(
+        &mut self,
+        weight: &WeightId,
+        triplets: &Triplets,
+        parameters: &Parameters,
+        gradients: &Gradients,
+    ) {
         let entries = self.entries.entry(weight.clone()).or_default();
         for (entries, variable) in entries.iter_mut().zip(triplets.variables()) {
-            let values: Vec<f32> = variable.flatten_all()?.to_vec1()?;
+            let values = parameters.get(variable).data();
             entries.resize(values.len(), Entry::default());
-            let gradient: Vec<f32> = match gradients.get(&variable) {
-                Some(gradient) => gradient.flatten_all()?.to_vec1()?,
-                None => vec![0.0; values.len()],
-            };
-            for ((entry, value), gradient) in entries.iter_mut().zip(values).zip(gradient) {
-                entry.observe(value, gradient, self.betas);
+            for (i, (entry, &value)) in entries.iter_mut().zip(values).enumerate() {
+                entry.observe(value, gradients.get(variable).map_or(0.0, |gradient| gradient[i]), self.betas);
             }
         }
-        Ok(())
     }
 
     /// The score of every weight, divided by their sum; equal shares when nothing mattered.
-    pub fn scores(&self) -> BTreeMap<WeightId, f64> {
+    pub(crate) fn scores(&self) -> BTreeMap<WeightId, f64> {
         let raw: BTreeMap<_, _> =
             self.entries.iter().map(|(id, entries)| (id.clone(), weight_score(entries))).collect();
         let total: f64 = raw.values().sum();
@@ -148,13 +187,56 @@ mod tests {
         assert_eq!(weight_score(&weight), 9.0);
     }
 
+    /// Against differences of the penalty itself.
     #[test]
-    fn the_penalty_vanishes_for_orthonormal_factors() {
-        let triplets = Triplets::fresh(2, 3, 4, Seed(1)).unwrap();
-        assert!(triplets.orthogonality_penalty().unwrap().to_scalar::<f32>().unwrap() > 3.0);
-        let identity = |rows: usize, cols: usize| Matrix::from_fn(rows, cols, |i, j| f32::from(i == j));
-        let orthonormal =
-            Triplets { p: variable(&identity(4, 2)).unwrap(), q: variable(&identity(2, 3)).unwrap(), ..triplets };
-        assert_eq!(orthonormal.orthogonality_penalty().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+    fn the_gradient_of_the_penalty_is_its_slope() {
+        let mut parameters = Parameters::default();
+        let triplets = Triplets::fresh(&mut parameters, 2, 3, 4, Seed(1));
+        let penalty = |parameters: &Parameters| {
+            let excess = |m: &Matrix, at: &dyn Fn(usize, usize) -> usize, rank: usize, other: usize| {
+                let cell = |i: usize, j: usize| {
+                    let product: f64 =
+                        (0..other).map(|o| f64::from(m.data()[at(i, o)]) * f64::from(m.data()[at(j, o)])).sum();
+                    (product - f64::from(u8::from(i == j))).powi(2)
+                };
+                (0..rank * rank).map(|ij| cell(ij / rank, ij % rank)).sum::<f64>()
+            };
+            excess(parameters.get(triplets.p), &|k, o| o * 2 + k, 2, 4)
+                + excess(parameters.get(triplets.q), &|k, i| k * 3 + i, 2, 3)
+        };
+        for id in [triplets.p, triplets.q] {
+            parameters.get_mut(id).data_mut().iter_mut().enumerate().for_each(|(i, v)| *v = (i as f32 * 0.7).sin());
+        }
+        let mut gradients = Gradients::new(&parameters);
+        triplets.add_orthogonality(0.5, &parameters, &mut gradients);
+        for id in [triplets.p, triplets.q] {
+            for i in 0..parameters.get(id).data().len() {
+                let at = |step: f32| {
+                    let mut moved = parameters.clone();
+                    moved.get_mut(id).data_mut()[i] += step;
+                    penalty(&moved)
+                };
+                let slope = 0.5 * (at(1e-3) - at(-1e-3)) / 2e-3;
+                let found = f64::from(gradients.get(id).unwrap()[i]);
+                assert!((found - slope).abs() < 1e-2 * slope.abs().max(1.0), "{found} is not {slope}");
+            }
+        }
+    }
+
+    /// By hand: λ = (2, 3), Q = ((1, 2), (3, 4)), ∂/∂A = ((5, 6), (7, 8)): ∂/∂λ = (17, 53), ∂/∂Q = ((10, 12), (21, 24)).
+    #[test]
+    fn the_gradient_of_the_factor_goes_to_the_triplets() {
+        let mut parameters = Parameters::default();
+        let triplets = Triplets::fresh(&mut parameters, 2, 2, 1, Seed(1));
+        *parameters.get_mut(triplets.lambda) = Matrix::new(1, 2, vec![2.0, 3.0]).unwrap();
+        *parameters.get_mut(triplets.q) = Matrix::new(2, 2, vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        triplets.compose(&mut parameters);
+        assert_eq!(parameters.get(triplets.a).data(), [2.0, 4.0, 9.0, 12.0]);
+        let mut gradients = Gradients::new(&parameters);
+        gradients.get_mut(triplets.a).copy_from_slice(&[5.0, 6.0, 7.0, 8.0]);
+        triplets.hand_on(&parameters, &mut gradients);
+        assert_eq!(gradients.get(triplets.lambda).unwrap(), [17.0, 53.0]);
+        assert_eq!(gradients.get(triplets.q).unwrap(), [10.0, 12.0, 21.0, 24.0]);
+        assert_eq!(gradients.get(triplets.a), None);
     }
 }

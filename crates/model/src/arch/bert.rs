@@ -2,13 +2,12 @@
 
 use super::{Architecture, Encoder, Outline};
 use crate::Error;
-use crate::adapter::Adapters;
 use crate::io::HfFolder;
-use crate::nn::{Embedding, LayerNorm, Linear};
-use crate::ops::{AttentionShape, NormWeights, Ops};
+use crate::nn::{Linear, together};
+use crate::ops::{AttentionShape, NormWeights, Offsets, Ops, Value};
 use crate::quant;
-use candle_core::{Device, Tensor};
 use fedpipe_core::{BaseFormat, CandidateWeight, WeightId};
+use fedpipe_kernels::{Activation, FrozenMatrix};
 use std::sync::Arc;
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -137,7 +136,7 @@ struct Weights<'a> {
 }
 
 impl Weights<'_> {
-    fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<fedpipe_kernels::FrozenMatrix, Error> {
+    fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<FrozenMatrix, Error> {
         let name = format!("{}{module}.weight", self.prefix);
         let values = self.folder.tensor_f32(&name, &[rows, cols])?;
         let frozen = quant::frozen(self.format, rows, cols, &values).map_err(|source| Error::Quantization {
@@ -154,8 +153,8 @@ impl Weights<'_> {
         Ok(self.folder.tensor_f32(&format!("{}{name}", self.prefix), &[length])?.into())
     }
 
-    fn embedding(&mut self, module: &str, rows: usize, cols: usize) -> Result<Embedding, Error> {
-        Ok(Embedding(Arc::new(self.matrix(&format!("embeddings.{module}"), rows, cols)?)))
+    fn embedding(&mut self, module: &str, rows: usize, cols: usize) -> Result<FrozenMatrix, Error> {
+        self.matrix(&format!("embeddings.{module}"), rows, cols)
     }
 
     fn linear(&mut self, module: &str, inputs: usize, outputs: usize) -> Result<Linear, Error> {
@@ -164,12 +163,12 @@ impl Weights<'_> {
         Ok(Linear::new(WeightId::new(format!("{PREFIX}{module}")), weight, Some(bias)))
     }
 
-    fn layer_norm(&mut self, module: &str, config: &Config) -> Result<LayerNorm, Error> {
-        Ok(LayerNorm(NormWeights {
+    fn layer_norm(&mut self, module: &str, config: &Config) -> Result<NormWeights, Error> {
+        Ok(NormWeights {
             scale: self.vector(&format!("{module}.weight"), config.hidden)?,
             shift: self.vector(&format!("{module}.bias"), config.hidden)?,
             epsilon: config.epsilon,
-        }))
+        })
     }
 }
 
@@ -178,10 +177,10 @@ struct Layer {
     key: Linear,
     value: Linear,
     attention_output: Linear,
-    attention_norm: LayerNorm,
+    attention_norm: NormWeights,
     intermediate: Linear,
     output: Linear,
-    output_norm: LayerNorm,
+    output_norm: NormWeights,
 }
 
 impl Layer {
@@ -200,38 +199,60 @@ impl Layer {
         })
     }
 
-    /// x `[tokens, hidden]` to the same shape.
-    fn forward(
-        &self,
-        ops: Ops,
-        x: &Tensor,
-        offsets: &Arc<[usize]>,
+    /// x `[tokens, hidden]` to the outputs of the tokens that are asked for, `[outputs, hidden]`.
+    fn forward<'a>(
+        &'a self,
+        ops: &mut dyn Ops<'a>,
+        x: &Value,
+        offsets: &Offsets,
         shape: AttentionShape,
-        adapters: &Adapters,
-    ) -> candle_core::Result<Tensor> {
-        let context = ops.attention(
-            &self.query.forward(ops, x, adapters)?,
-            &self.key.forward(ops, x, adapters)?,
-            &self.value.forward(ops, x, adapters)?,
-            offsets,
-            shape,
-        )?;
-        let attended = self.attention_norm.forward(ops, &self.attention_output.forward(ops, &context, adapters)?, x)?;
-        let inner = ops.gelu(&self.intermediate.forward(ops, &attended, adapters)?)?;
-        self.output_norm.forward(ops, &self.output.forward(ops, &inner, adapters)?, &attended)
+        outputs: Outputs<'_>,
+    ) -> Result<Value, Error> {
+        let (q, k, v, residual, queries) = match outputs {
+            Outputs::All => {
+                let [q, k, v] = together(ops, x, [&self.query, &self.key, &self.value])?;
+                (q, k, v, x.clone(), offsets)
+            }
+            Outputs::Some { rows, queries } => {
+                let [k, v] = together(ops, x, [&self.key, &self.value])?;
+                let residual = ops.select(x, rows)?;
+                (self.query.forward(ops, &residual)?, k, v, residual, queries)
+            }
+        };
+        let context = ops.attention([&q, &k, &v], queries, offsets, shape)?;
+        drop((q, k, v));
+        let attended = self.attention_output.forward(ops, &context)?;
+        drop(context);
+        let attended = ops.layer_norm(&attended, Some(&residual), &self.attention_norm)?;
+        drop(residual);
+        let inner = self.intermediate.forward(ops, &attended)?;
+        let inner = ops.activation(&inner, Activation::Gelu)?;
+        let output = self.output.forward(ops, &inner)?;
+        drop(inner);
+        ops.layer_norm(&output, Some(&attended), &self.output_norm)
     }
+}
+
+/// Which tokens' outputs a layer computes.
+enum Outputs<'a> {
+    All,
+    /// The tokens `rows`; those of sequence i are `queries[i]..queries[i + 1]` of them.
+    Some {
+        rows: &'a Offsets,
+        queries: &'a Offsets,
+    },
 }
 
 /// The encoder with its pooler.
 struct Bert {
-    words: Embedding,
-    positions: Embedding,
-    segments: Embedding,
-    norm: LayerNorm,
+    words: FrozenMatrix,
+    positions: FrozenMatrix,
+    segments: FrozenMatrix,
+    norm: NormWeights,
     layers: Vec<Layer>,
     pooler: Linear,
-    hidden: usize,
     shape: AttentionShape,
+    format: BaseFormat,
     bytes: u64,
 }
 
@@ -251,42 +272,47 @@ impl Bert {
                 .map(|layer| Layer::load(&mut weights, &config, layer))
                 .collect::<Result<_, _>>()?,
             pooler: weights.linear("pooler.dense", h, h)?,
-            hidden: h,
-            shape: AttentionShape { heads: config.heads, head_dim: h / config.heads },
+            shape: AttentionShape::full(config.heads, h / config.heads),
+            format,
             bytes: weights.bytes,
         })
-    }
-
-    /// Sum of the word, position and first segment embeddings `[tokens, hidden]`, normalised.
-    fn embed(&self, ops: Ops, ids: &[u32], offsets: &[usize]) -> candle_core::Result<Tensor> {
-        let (mut sum, mut row) = (vec![0.0; ids.len() * self.hidden], vec![0.0; self.hidden]);
-        let positions = offsets.windows(2).flat_map(|pair| 0..pair[1] - pair[0]);
-        for ((to, &id), position) in sum.chunks_exact_mut(self.hidden).zip(ids).zip(positions) {
-            self.words.add_row(id as usize, &mut row, to);
-            self.positions.add_row(position, &mut row, to);
-            self.segments.add_row(0, &mut row, to);
-        }
-        let sum = Tensor::from_vec(sum, (ids.len(), self.hidden), &Device::Cpu)?;
-        self.norm.forward(ops, &sum, &sum.zeros_like()?)
     }
 }
 
 impl Encoder for Bert {
-    fn pooled(
-        &self,
-        ops: Ops,
-        ids: &[u32],
-        offsets: &Arc<[usize]>,
-        adapters: &Adapters,
-    ) -> candle_core::Result<Tensor> {
-        let mut x = self.embed(ops, ids, offsets)?;
-        for layer in &self.layers {
-            x = layer.forward(ops, &x, offsets, self.shape, adapters)?;
-        }
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn hidden(&self) -> usize {
+        self.words.columns()
+    }
+
+    /// Sum of the word, position and first segment embeddings, normalised.
+    fn embed<'a>(&'a self, ops: &mut dyn Ops<'a>, ids: &[u32], offsets: &Offsets) -> Result<Value, Error> {
+        let positions: Vec<u32> = offsets.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32).collect();
+        let segments = vec![0u32; ids.len()];
+        let sum = ops.embed(&[(&self.words, ids), (&self.positions, &positions), (&self.segments, &segments)])?;
+        ops.layer_norm(&sum, None, &self.norm)
+    }
+
+    fn layer<'a>(&'a self, ops: &mut dyn Ops<'a>, layer: usize, x: &Value, offsets: &Offsets) -> Result<Value, Error> {
+        self.layers[layer].forward(ops, x, offsets, self.shape, Outputs::All)
+    }
+
+    /// Of the last layer only the output of every sequence's first token is read.
+    fn pool<'a>(&'a self, ops: &mut dyn Ops<'a>, x: &Value, offsets: &Offsets) -> Result<Value, Error> {
         let sequences = offsets.len().saturating_sub(1);
-        let first: Vec<u32> = offsets[..sequences].iter().map(|&start| start as u32).collect();
-        let first = x.index_select(&Tensor::from_vec(first, sequences, &Device::Cpu)?, 0)?;
-        self.pooler.forward(ops, &first, adapters)?.tanh()
+        let rows: Offsets = offsets[..sequences].into();
+        let queries: Offsets = (0..=sequences).collect();
+        let outputs = Outputs::Some { rows: &rows, queries: &queries };
+        let first = self.layers[self.layers.len() - 1].forward(ops, x, offsets, self.shape, outputs)?;
+        let pooled = self.pooler.forward(ops, &first)?;
+        ops.tanh(&pooled)
+    }
+
+    fn format(&self) -> BaseFormat {
+        self.format
     }
 
     fn bytes(&self) -> u64 {

@@ -3,13 +3,11 @@
 mod bert;
 
 use crate::Error;
-use crate::adapter::Adapters;
 use crate::io::HfFolder;
-use crate::ops::Ops;
-use candle_core::Tensor;
+use crate::ops::{Block, Offsets, Ops, Value};
 use fedpipe_core::{BaseFormat, CandidateWeight};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::rc::Rc;
 
 /// A way to read one kind of Hugging Face model.
 pub struct Architecture {
@@ -89,16 +87,69 @@ impl Outline {
     }
 }
 
-/// A frozen model that turns texts into vectors.
+/// A frozen model that turns texts into vectors. A batch is `ids` `[tokens]`, the sequences end to end, sequence i at
+/// `offsets[i]..offsets[i + 1]`, none empty.
 pub trait Encoder: Send + Sync {
-    /// One vector a sequence `[sequences, hidden]`, for the head of a classifier; `ids` `[tokens]` holds the
-    /// sequences end to end, sequence i at `offsets[i]..offsets[i + 1]`, none empty.
+    /// Number of layers, one at least.
+    fn layers(&self) -> usize;
+
+    /// Width of a token's state.
+    fn hidden(&self) -> usize;
+
+    /// What the first layer reads, `[tokens, hidden]`.
     ///
     /// # Errors
-    /// When candle fails.
-    fn pooled(&self, ops: Ops, ids: &[u32], offsets: &Arc<[usize]>, adapters: &Adapters)
-    -> candle_core::Result<Tensor>;
+    /// When an operation fails.
+    fn embed<'a>(&'a self, ops: &mut dyn Ops<'a>, ids: &[u32], offsets: &Offsets) -> Result<Value, Error>;
+
+    /// One layer, `[tokens, hidden]` to the same shape.
+    ///
+    /// # Errors
+    /// When an operation fails.
+    fn layer<'a>(&'a self, ops: &mut dyn Ops<'a>, layer: usize, x: &Value, offsets: &Offsets) -> Result<Value, Error>;
+
+    /// One vector a sequence `[sequences, hidden]`, from what the last layer reads. Where the vector depends on some
+    /// tokens only, the last layer is run for these alone.
+    ///
+    /// # Errors
+    /// When an operation fails.
+    fn pool<'a>(&'a self, ops: &mut dyn Ops<'a>, x: &Value, offsets: &Offsets) -> Result<Value, Error>;
+
+    /// Format of the frozen matrices.
+    fn format(&self) -> BaseFormat;
 
     /// Bytes that the frozen weights take.
     fn bytes(&self) -> u64;
+}
+
+impl dyn Encoder + '_ {
+    /// One vector a sequence, for the head of a classifier.
+    ///
+    /// # Errors
+    /// When an operation fails.
+    pub fn pooled<'a>(&'a self, ops: &mut dyn Ops<'a>, ids: &[u32], offsets: &Offsets) -> Result<Value, Error> {
+        let x = self.embed(ops, ids, offsets)?;
+        self.pooled_from(ops, 0, x, offsets)
+    }
+
+    /// [`Encoder::pooled`](trait.Encoder.html), from what layer `first` reads.
+    ///
+    /// # Errors
+    /// When an operation fails.
+    pub fn pooled_from<'a>(
+        &'a self,
+        ops: &mut dyn Ops<'a>,
+        first: usize,
+        mut x: Value,
+        offsets: &Offsets,
+    ) -> Result<Value, Error> {
+        for layer in first..self.layers() - 1 {
+            let offsets = offsets.clone();
+            let block: Block<'a> = Rc::new(move |ops, x| self.layer(ops, layer, x, &offsets));
+            x = ops.block(&x, &block)?;
+        }
+        let offsets = offsets.clone();
+        let block: Block<'a> = Rc::new(move |ops, x| self.pool(ops, x, &offsets));
+        ops.block(&x, &block)
+    }
 }

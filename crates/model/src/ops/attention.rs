@@ -1,155 +1,119 @@
 //! Softmax attention over packed sequences of unequal length.
 
-use super::{Ops, slices};
-use candle_core::{CpuStorage, CustomOp3, D, Error, Layout, Result, Shape, Tensor};
+use super::fast::Fast;
+use super::reference::Reference;
+use super::{AttentionShape, Offsets, Value};
+use crate::Error;
+use bytemuck::Pod;
+use candle_core::{D, Tensor};
 use fedpipe_kernels as kernels;
-use std::sync::{Arc, OnceLock};
-
-/// Heads of an attention layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AttentionShape {
-    /// Number of heads.
-    pub heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-}
+use fedpipe_kernels::{Element, attention_backward, attention_forward};
+use std::rc::Rc;
 
 impl AttentionShape {
-    fn scale(self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
-
-    fn width(self) -> usize {
-        self.heads * self.head_dim
-    }
-
     fn kernel(self) -> kernels::AttentionShape {
-        kernels::AttentionShape {
-            heads: self.heads,
-            kv_heads: self.heads,
-            head_dim: self.head_dim,
-            causal: false,
-            scale: self.scale(),
+        let Self { heads, kv_heads, head_dim, causal } = self;
+        kernels::AttentionShape { heads, kv_heads, head_dim, causal, scale: self.scale() }
+    }
+
+    fn check(self, [q, k, v]: [&Value; 3], queries: &Offsets, keys: &Offsets) -> Result<(), Error> {
+        let rows = |offsets: &Offsets| offsets.last().copied().unwrap_or(0);
+        let expected_q = (rows(queries), self.heads * self.head_dim);
+        let expected_k = (rows(keys), self.kv_heads * self.head_dim);
+        let shape = |x: &Value| (x.rows(), x.columns());
+        let grouped = self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads);
+        let ordered =
+            queries.is_sorted() && keys.is_sorted() && queries.len() == keys.len() && queries.first() == Some(&0);
+        if shape(q) == expected_q && shape(k) == expected_k && shape(v) == expected_k && grouped && ordered {
+            return Ok(());
         }
+        Err(Error::shape(format!("attention of {self:?} over {q:?}, {k:?}, {v:?}")))
     }
 }
 
-impl Ops {
-    /// softmax(q·kᵀ/√d)·v within every sequence and head; q, k, v `[tokens, heads · head_dim]`, sequence i at
-    /// `offsets[i]..offsets[i + 1]`.
-    ///
-    /// # Errors
-    /// When the shapes and the offsets disagree or candle fails.
-    pub fn attention(
-        self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        offsets: &Arc<[usize]>,
-        shape: AttentionShape,
-    ) -> Result<Tensor> {
-        let expected = (offsets.last().copied().unwrap_or(0), shape.width());
-        if q.dims2()? != expected || k.dims2()? != expected || v.dims2()? != expected {
-            return Err(Error::Msg(format!("attention over {expected:?}: q is {:?}", q.dims())));
-        }
-        match self {
-            Self::Reference => reference(q, k, v, offsets, shape),
-            Self::Fast => {
-                q.apply_op3(k, v, Attention { shape, offsets: offsets.clone(), log_sum_exp: OnceLock::new() })
+pub(super) fn forward<E: Element + Pod>(
+    tape: &mut Fast<'_, E>,
+    qkv: [&Value; 3],
+    queries: &Offsets,
+    keys: &Offsets,
+    shape: AttentionShape,
+) -> Result<Value, Error> {
+    shape.check(qkv, queries, keys)?;
+    let [q, k, v] = [tape.node(qkv[0])?, tape.node(qkv[1])?, tape.node(qkv[2])?];
+    let columns = q.columns;
+    let mut out = tape.elements(q.values.len());
+    let mut log_sum_exp = tape.pools.floats.take(q.rows * shape.heads);
+    attention_forward(&shape.kernel(), queries, keys, &q.values, &k.values, &v.values, &mut out, &mut log_sum_exp);
+    let slot = tape.slot([&q, &k, &v].iter().any(|node| node.slot.is_some()));
+    let value = tape.value(columns, out, slot);
+    if let Some(slot) = slot.filter(|_| tape.records()) {
+        let out = tape.node(&value)?.values.clone();
+        let (queries, keys) = (queries.clone(), keys.clone());
+        tape.record(move |back| {
+            let Some(dout) = back.take(slot) else { return Ok(()) };
+            let mut gradients = [&q, &k, &v].map(|node| back.elements(node.values.len()));
+            let [dq, dk, dv] = &mut gradients;
+            attention_backward(
+                &shape.kernel(),
+                &queries,
+                &keys,
+                &q.values,
+                &k.values,
+                &v.values,
+                &out,
+                &log_sum_exp,
+                &dout,
+                dq,
+                dk,
+                dv,
+            );
+            for (node, gradient) in [&q, &k, &v].into_iter().zip(gradients) {
+                if let Some(slot) = node.slot {
+                    back.add(slot, Rc::new(gradient));
+                }
             }
-        }
+            Ok(())
+        });
     }
+    Ok(value)
 }
 
-fn reference(q: &Tensor, k: &Tensor, v: &Tensor, offsets: &[usize], shape: AttentionShape) -> Result<Tensor> {
-    let mut parts = Vec::with_capacity(offsets.len());
-    for pair in offsets.windows(2) {
-        let (start, length) = (pair[0], pair[1] - pair[0]);
-        if length == 0 {
+pub(super) fn reference(
+    ops: &Reference<'_>,
+    qkv: [&Value; 3],
+    queries: &Offsets,
+    keys: &Offsets,
+    shape: AttentionShape,
+) -> Result<Value, Error> {
+    shape.check(qkv, queries, keys)?;
+    let [q, k, v] = [ops.tensor(qkv[0])?, ops.tensor(qkv[1])?, ops.tensor(qkv[2])?];
+    let mut parts = Vec::with_capacity(queries.len());
+    for (queries, keys) in queries.windows(2).zip(keys.windows(2)) {
+        let [rows, visible] = [queries, keys].map(|pair| pair[1] - pair[0]);
+        if rows == 0 {
             continue;
         }
-        let head_major = |t: &Tensor| {
-            t.narrow(0, start, length)?.reshape((length, shape.heads, shape.head_dim))?.transpose(0, 1)?.contiguous()
+        let head_major = |t: &Tensor, start: usize, length: usize, heads: usize| {
+            let t = t.narrow(0, start, length)?.reshape((length, heads, shape.head_dim))?.transpose(0, 1)?;
+            // Each key head once for every query head that reads it.
+            let group = shape.heads / heads;
+            t.unsqueeze(1)?.repeat((1, group, 1, 1))?.reshape((shape.heads, length, shape.head_dim))?.contiguous()
         };
-        let (q, k, v) = (head_major(q)?, head_major(k)?, head_major(v)?);
-        let scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale()))?;
+        let q = head_major(&q, queries[0], rows, shape.heads)?;
+        let k = head_major(&k, keys[0], visible, shape.kv_heads)?;
+        let v = head_major(&v, keys[0], visible, shape.kv_heads)?;
+        let mut scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale()))?;
+        if shape.causal {
+            let hidden = |i: usize| {
+                let (row, key) = (i / visible, i % visible);
+                if key > visible - rows + row { f32::NEG_INFINITY } else { 0.0 }
+            };
+            let mask: Vec<f32> = (0..rows * visible).map(hidden).collect();
+            scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, rows, visible), scores.device())?)?;
+        }
         let exp = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
         let weights = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
-        parts.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((length, shape.width()))?);
+        parts.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((rows, shape.heads * shape.head_dim))?);
     }
-    Tensor::cat(&parts, 0)
-}
-
-struct Attention {
-    shape: AttentionShape,
-    offsets: Arc<[usize]>,
-    /// Per token and head, kept from the forward pass so that backward can rebuild the weights tile by tile.
-    log_sum_exp: OnceLock<Vec<f32>>,
-}
-
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        lq: &Layout,
-        k: &CpuStorage,
-        lk: &Layout,
-        v: &CpuStorage,
-        lv: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (slices::of(q, lq)?, slices::of(k, lk)?, slices::of(v, lv)?);
-        let tokens = self.offsets.last().copied().unwrap_or(0);
-        let mut out = vec![0.0; q.len()];
-        let mut log_sum_exp = vec![0.0; tokens * self.shape.heads];
-        kernels::attention_forward(&self.shape.kernel(), &self.offsets, q, k, v, &mut out, &mut log_sum_exp);
-        // A second forward pass of one operation cannot happen: candle runs it once, when the node is made.
-        let _ = self.log_sum_exp.set(log_sum_exp);
-        Ok((CpuStorage::F32(out), lq.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        out: &Tensor,
-        dout: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let log_sum_exp =
-            self.log_sum_exp.get().ok_or_else(|| Error::Msg("attention: backward before forward".into()))?;
-        let count = q.elem_count();
-        let (mut dq, mut dk, mut dv) = (vec![0.0; count], vec![0.0; count], vec![0.0; count]);
-        slices::with(q, |q| {
-            slices::with(k, |k| {
-                slices::with(v, |v| {
-                    slices::with(out, |out| {
-                        slices::with(dout, |dout| {
-                            kernels::attention_backward(
-                                &self.shape.kernel(),
-                                &self.offsets,
-                                q,
-                                k,
-                                v,
-                                out,
-                                log_sum_exp,
-                                dout,
-                                &mut dq,
-                                &mut dk,
-                                &mut dv,
-                            );
-                            Ok(())
-                        })
-                    })
-                })
-            })
-        })?;
-        let gradient = |values: Vec<f32>, of: &Tensor| -> Result<Option<Tensor>> {
-            if of.track_op() { slices::tensor(values, of.shape()).map(Some) } else { Ok(None) }
-        };
-        Ok((gradient(dq, q)?, gradient(dk, k)?, gradient(dv, v)?))
-    }
+    Ok(ops.value(Tensor::cat(&parts, 0)?)?)
 }

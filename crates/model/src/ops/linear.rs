@@ -1,243 +1,225 @@
-//! Products with frozen weights, alone and with low-rank factors beside them.
+//! Products with frozen weights, with low-rank factors beside them.
 
-use super::{Ops, slices};
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Device, Error, Layout, Result, Shape, Tensor};
+use super::Value;
+use super::fast::{Fast, Slot};
+use super::pool::Buffer;
+use super::reference::Reference;
+use crate::Error;
+use crate::adapter::Trained;
+use crate::nn::Linear;
+use bytemuck::Pod;
+use candle_core::Tensor;
 use fedpipe_core::LowRank;
-use fedpipe_kernels::FrozenMatrix;
-use fedpipe_kernels::dense::{Matrix, Write, matmul};
-use std::sync::Arc;
+use fedpipe_kernels::dense::Write;
+use fedpipe_kernels::{
+    Element, LinearGradient, LinearLayer, LinearOutput, LowRankFactors, dropout, factor_gradient, linear_backward,
+    linear_forward,
+};
 
-/// A low-rank path beside a frozen weight: y += scaling · (B·A + B₀·A₀)·x.
-#[derive(Debug, Clone)]
-pub struct LoraFactors {
-    /// Trained A `[rank, in]`.
-    pub a: Tensor,
-    /// Trained B `[out, rank]`.
-    pub b: Tensor,
-    /// Factors that are applied and never change.
-    pub fixed: Option<Arc<LowRank>>,
-    /// PEFT's alpha / r.
-    pub scaling: f32,
+fn check(x: &Value, layers: &[&Linear]) -> Result<(), Error> {
+    match layers.iter().find(|layer| layer.weight().columns() != x.columns()) {
+        None => Ok(()),
+        Some(layer) => Err(Error::shape(format!(
+            "{} takes inputs of width {}, not {}",
+            layer.id(),
+            layer.weight().columns(),
+            x.columns()
+        ))),
+    }
 }
 
-impl Ops {
-    /// y = x·Wᵀ + bias: x `[tokens, in]`, W `[out, in]`, y `[tokens, out]`.
-    ///
-    /// # Errors
-    /// When the shapes disagree or candle fails.
-    pub fn linear(self, x: &Tensor, weight: &Arc<FrozenMatrix>, bias: Option<&Arc<[f32]>>) -> Result<Tensor> {
-        check(x, weight)?;
-        match self {
-            Self::Reference => {
-                let dense = Tensor::from_vec(weight.dequantize(), (weight.rows(), weight.columns()), x.device())?;
-                let y = x.matmul(&dense.t()?)?;
-                bias.map_or(Ok(y.clone()), |b| y.broadcast_add(&Tensor::new(&**b, x.device())?))
-            }
-            Self::Fast => x.apply_op1(Linear { weight: weight.clone(), bias: bias.cloned() }),
+/// A layer with what the adapters hold for it: its trained factors first, if there are any, then its fixed ones.
+struct Job<'a> {
+    linear: &'a Linear,
+    trained: Option<Trained>,
+    factors: Vec<LowRankFactors<'a>>,
+    /// Key and probability of the dropout before the trained factors.
+    dropout: Option<(u64, f32)>,
+}
+
+impl<'a> Job<'a> {
+    fn of<E: Element>(tape: &Fast<'a, E>, linear: &'a Linear) -> Self {
+        let Some(attached) = tape.adapters.get(linear.id()) else {
+            return Self { linear, trained: None, factors: vec![], dropout: None };
+        };
+        let trained = attached.trained.map(|Trained { a, b }| {
+            let (a, b) = (tape.parameters.get(a), tape.parameters.get(b));
+            LowRankFactors { a: a.data(), b: b.data(), rank: a.rows(), scale: attached.scaling }
+        });
+        let fixed = attached.fixed.as_deref().map(|fixed: &LowRank| LowRankFactors {
+            a: fixed.a().data(),
+            b: fixed.b().data(),
+            rank: fixed.rank(),
+            scale: attached.scaling,
+        });
+        Self {
+            linear,
+            trained: attached.trained,
+            factors: trained.into_iter().chain(fixed).collect(),
+            // Dropout belongs to what trains; factors that are only applied stay whole.
+            dropout: attached.trained.and_then(|_| tape.adapters.dropout_of(linear.id())),
         }
     }
 
-    /// [`Ops::linear`] with low-rank factors; gradients flow to x and to the trained factors.
-    ///
-    /// # Errors
-    /// When the shapes disagree or candle fails.
-    pub fn lora_linear(
-        self,
-        x: &Tensor,
-        weight: &Arc<FrozenMatrix>,
-        bias: Option<&Arc<[f32]>>,
-        lora: &LoraFactors,
-    ) -> Result<Tensor> {
-        check(x, weight)?;
-        match self {
-            Self::Reference => {
-                let mut low = x.matmul(&lora.a.t()?)?.matmul(&lora.b.t()?)?;
-                if let Some(fixed) = &lora.fixed {
-                    let (a, b) = (constant(fixed.a(), x.device())?, constant(fixed.b(), x.device())?);
-                    low = (low + x.matmul(&a.t()?)?.matmul(&b.t()?)?)?;
-                }
-                self.linear(x, weight, bias)? + (low * f64::from(lora.scaling))?
-            }
-            Self::Fast => {
-                let op = LoraLinear {
-                    base: Linear { weight: weight.clone(), bias: bias.cloned() },
-                    fixed: lora.fixed.clone(),
-                    scaling: lora.scaling,
-                };
-                x.apply_op3(&lora.a, &lora.b, op)
-            }
-        }
+    fn layer(&self) -> LinearLayer<'_> {
+        LinearLayer { weight: self.linear.weight(), bias: self.linear.bias(), factors: &self.factors }
     }
 }
 
-fn constant(matrix: &fedpipe_core::Matrix, device: &Device) -> Result<Tensor> {
-    Tensor::from_slice(matrix.data(), (matrix.rows(), matrix.cols()), device)
-}
-
-fn check(x: &Tensor, weight: &FrozenMatrix) -> Result<()> {
-    let (_, width) = x.dims2()?;
-    if width == weight.columns() {
-        return Ok(());
-    }
-    Err(Error::Msg(format!("a [{}, {}] weight cannot take an input of width {width}", weight.rows(), weight.columns())))
-}
-
-struct Linear {
-    weight: Arc<FrozenMatrix>,
-    bias: Option<Arc<[f32]>>,
-}
-
-impl Linear {
-    fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let tokens = x.len() / self.weight.columns();
-        let mut y = vec![0.0; tokens * self.weight.rows()];
-        self.weight.product(x, tokens, self.bias.as_deref(), &mut y);
-        y
-    }
-
-    /// dx = dy·W.
-    fn backward(&self, dy: &[f32]) -> Vec<f32> {
-        let tokens = dy.len() / self.weight.rows();
-        let mut dx = vec![0.0; tokens * self.weight.columns()];
-        self.weight.product_transposed(dy, tokens, &mut dx);
-        dx
-    }
-
-    fn output_shape(&self, input: &Layout) -> Shape {
-        (input.dims()[0], self.weight.rows()).into()
-    }
-}
-
-impl CustomOp1 for Linear {
-    fn name(&self) -> &'static str {
-        "frozen-linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.forward(slices::of(storage, layout)?)), self.output_shape(layout)))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = slices::with(dy, |dy| Ok(self.backward(dy)))?;
-        slices::tensor(dx, x.shape()).map(Some)
-    }
-}
-
-/// The frozen product and both thin ones in one node: only x is kept for backward, x·Aᵀ is computed again.
-struct LoraLinear {
-    base: Linear,
-    fixed: Option<Arc<LowRank>>,
-    scaling: f32,
-}
-
-impl LoraLinear {
-    /// y += scaling · (x·Aᵀ)·Bᵀ, with the rank in the shape of A.
-    fn add_low_rank(&self, x: &[f32], a: &[f32], b: &[f32], y: &mut [f32]) {
-        let (inputs, outputs) = (self.base.weight.columns(), self.base.weight.rows());
-        let (tokens, rank) = (x.len() / inputs, a.len() / inputs);
-        let u = low(x, tokens, a, rank, inputs);
-        let (u, b) = (Matrix::new(tokens, rank, &u), Matrix::new(outputs, rank, b));
-        matmul(u, b.transposed(), self.scaling, Write::Accumulate, y);
-    }
-
-    /// scaling · dy·B `[tokens, rank]`.
-    fn low_gradient(&self, dy: &[f32], b: &[f32]) -> Vec<f32> {
-        let outputs = self.base.weight.rows();
-        let (tokens, rank) = (dy.len() / outputs, b.len() / outputs);
-        product(Matrix::new(tokens, outputs, dy), Matrix::new(outputs, rank, b), self.scaling)
-    }
-
-    /// dx += du·A.
-    fn add_through(&self, du: &[f32], a: &[f32], dx: &mut [f32]) {
-        let inputs = self.base.weight.columns();
-        let rank = a.len() / inputs;
-        let (du, a) = (Matrix::new(dx.len() / inputs, rank, du), Matrix::new(rank, inputs, a));
-        matmul(du, a, 1.0, Write::Accumulate, dx);
-    }
-
-    /// The gradient of x through the frozen weight and both low-rank paths.
-    fn input_gradient(&self, dy: &[f32], du: &[f32], a: &[f32]) -> Vec<f32> {
-        let mut dx = self.base.backward(dy);
-        self.add_through(du, a, &mut dx);
-        if let Some(fixed) = &self.fixed {
-            let du = self.low_gradient(dy, fixed.b().data());
-            self.add_through(&du, fixed.a().data(), &mut dx);
-        }
-        dx
-    }
-}
-
-/// x·Aᵀ `[tokens, rank]`.
-fn low(x: &[f32], tokens: usize, a: &[f32], rank: usize, inputs: usize) -> Vec<f32> {
-    product(Matrix::new(tokens, inputs, x), Matrix::new(rank, inputs, a).transposed(), 1.0)
-}
-
-/// scale · left·right.
-fn product(left: Matrix<'_>, right: Matrix<'_>, scale: f32) -> Vec<f32> {
-    let mut output = vec![0.0; left.rows() * right.columns()];
-    matmul(left, right, scale, Write::Overwrite, &mut output);
-    output
-}
-
-impl CustomOp3 for LoraLinear {
-    fn name(&self) -> &'static str {
-        "lora-linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        a: &CpuStorage,
-        la: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, a, b) = (slices::of(x, lx)?, slices::of(a, la)?, slices::of(b, lb)?);
-        let mut y = self.base.forward(x);
-        self.add_low_rank(x, a, b, &mut y);
-        if let Some(fixed) = &self.fixed {
-            self.add_low_rank(x, fixed.a().data(), fixed.b().data(), &mut y);
-        }
-        Ok((CpuStorage::F32(y), self.base.output_shape(lx)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (rank, inputs) = a.dims2()?;
-        let outputs = self.base.weight.rows();
-        let tokens = x.dims()[0];
-        let (dx, da, db) = slices::with(dy, |dy| {
-            let du = slices::with(b, |b| Ok(self.low_gradient(dy, b)))?;
-            slices::with(a, |a_values| {
-                let dx = x.track_op().then(|| self.input_gradient(dy, &du, a_values));
-                // Factors that are only applied have no gradient, and none is computed.
-                let (da, db) = slices::with(x, |x| {
-                    let da = a.track_op().then(|| {
-                        let du = Matrix::new(tokens, rank, &du).transposed();
-                        product(du, Matrix::new(tokens, inputs, x), 1.0)
-                    });
-                    let db = b.track_op().then(|| {
-                        let u = low(x, tokens, a_values, rank, inputs);
-                        product(
-                            Matrix::new(tokens, outputs, dy).transposed(),
-                            Matrix::new(tokens, rank, &u),
-                            self.scaling,
-                        )
-                    });
-                    Ok((da, db))
-                })?;
-                Ok((dx, da, db))
+pub(super) fn forward<'a, E: Element + Pod>(
+    tape: &mut Fast<'a, E>,
+    x: &Value,
+    layers: &[&'a Linear],
+) -> Result<Vec<Value>, Error> {
+    check(x, layers)?;
+    let x = tape.node(x)?;
+    let tokens = x.rows;
+    let jobs: Vec<Job<'a>> = layers.iter().map(|layer| Job::of(tape, layer)).collect();
+    let mut ys: Vec<Buffer<E>> = jobs.iter().map(|job| tape.elements(tokens * job.linear.weight().rows())).collect();
+    let mut lows: Vec<Vec<Buffer<f32>>> =
+        jobs.iter().map(|job| job.factors.iter().map(|f| tape.pools.floats.take(tokens * f.rank)).collect()).collect();
+    let dropped: Vec<Option<Buffer<E>>> = jobs
+        .iter()
+        .map(|job| {
+            job.dropout.map(|(key, probability)| {
+                let mut left = tape.elements(x.values.len());
+                dropout(&x.values, probability, key, Write::Overwrite, &mut left);
+                left
             })
-        })?;
-        let tensor =
-            |values: Option<Vec<f32>>, like: &Tensor| values.map(|v| slices::tensor(v, like.shape())).transpose();
-        Ok((tensor(dx, x)?, tensor(da, a)?, tensor(db, b)?))
+        })
+        .collect();
+    let mut outputs: Vec<LinearOutput<'_, E>> = ys
+        .iter_mut()
+        .zip(&mut lows)
+        .zip(&dropped)
+        .map(|((y, lows), dropped)| LinearOutput {
+            y,
+            lows: lows.iter_mut().map(|low| &mut **low).collect(),
+            dropped: dropped.iter().map(|left| Some(&**left)).collect(),
+        })
+        .collect();
+    let views: Vec<LinearLayer<'_>> = jobs.iter().map(Job::layer).collect();
+    linear_forward(&x.values, tokens, &views, &mut outputs);
+    drop((outputs, views));
+    drop(dropped);
+
+    let tracked = |job: &Job<'_>| job.trained.is_some() || x.slot.is_some();
+    let slots: Vec<Option<Slot>> = jobs.iter().map(|job| tape.slot(tracked(job))).collect();
+    let columns: Vec<usize> = jobs.iter().map(|job| job.linear.weight().rows()).collect();
+    if tape.records() && slots.iter().any(Option::is_some) {
+        // Only a gradient of A needs x again, and only one of B the trained factors' low side.
+        let kept = jobs.iter().any(|job| job.trained.is_some()).then(|| x.values.clone());
+        let kept_lows: Vec<Option<Buffer<f32>>> = lows
+            .into_iter()
+            .zip(&jobs)
+            .map(|(lows, job)| lows.into_iter().next().filter(|_| job.trained.is_some()))
+            .collect();
+        let (slot, slots) = (x.slot, slots.clone());
+        tape.record(move |back| {
+            let mut used = Vec::with_capacity(jobs.len());
+            for ((job, low), slot) in jobs.iter().zip(&kept_lows).zip(slots) {
+                if let Some(dy) = slot.and_then(|slot| back.take(slot)) {
+                    used.push((job, low, dy));
+                }
+            }
+            let Some((first, ..)) = used.first() else { return Ok(()) };
+            let len = tokens * first.linear.weight().columns();
+            let mut lows: Vec<Vec<Buffer<f32>>> = used
+                .iter()
+                .map(|(job, ..)| job.factors.iter().map(|f| back.floats(tokens * f.rank)).collect())
+                .collect();
+            let mut dropped: Vec<Option<Buffer<E>>> = used
+                .iter()
+                .map(|(job, ..)| (job.dropout.is_some() && slot.is_some()).then(|| back.elements(len)))
+                .collect();
+            let views: Vec<LinearLayer<'_>> = used.iter().map(|(job, ..)| job.layer()).collect();
+            let mut gradients: Vec<LinearGradient<'_, E>> = used
+                .iter()
+                .zip(&mut lows)
+                .zip(&mut dropped)
+                .map(|(((_, _, dy), lows), dropped)| LinearGradient {
+                    dy,
+                    lows: lows.iter_mut().map(|low| &mut **low).collect(),
+                    dropped: dropped.iter_mut().map(|own| Some(&mut **own)).collect(),
+                })
+                .collect();
+            back.write(slot, len, |dx| linear_backward(tokens, &views, &mut gradients, dx));
+            drop((gradients, views));
+            // What reached the dropped inputs of the trained factors goes on through the same masks.
+            for ((job, ..), own) in used.iter().zip(&dropped) {
+                if let (Some((key, probability)), Some(own), Some(slot)) = (job.dropout, own, slot) {
+                    back.accumulate(slot, |dx| dropout(own, probability, key, Write::Accumulate, dx));
+                }
+            }
+            for ((job, low, dy), back_lows) in used.iter().zip(&lows) {
+                if let (Some(trained), Some(low), Some(x)) = (job.trained, low, &kept) {
+                    let width = job.linear.weight().columns();
+                    let rank = job.factors[0].rank;
+                    let left = job.dropout.map(|(key, probability)| {
+                        let mut left = back.elements(x.len());
+                        dropout(x, probability, key, Write::Overwrite, &mut left);
+                        left
+                    });
+                    let mut gradient = back.floats(rank * width);
+                    factor_gradient(&back_lows[0], rank, left.as_deref().unwrap_or(x), width, &mut gradient);
+                    add(&gradient, back.gradients.get_mut(trained.a));
+                    let outputs = job.linear.weight().rows();
+                    let mut gradient = back.floats(rank * outputs);
+                    factor_gradient(low, rank, dy, outputs, &mut gradient);
+                    add_transposed(&gradient, outputs, back.gradients.get_mut(trained.b));
+                }
+            }
+            Ok(())
+        });
     }
+    Ok(ys.into_iter().zip(columns).zip(slots).map(|((y, columns), slot)| tape.value(columns, y, slot)).collect())
+}
+
+fn add(from: &[f32], to: &mut [f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+}
+
+/// Adds `from` `[rows, columns]` to `to` `[columns, rows]`.
+fn add_transposed(from: &[f32], columns: usize, to: &mut [f32]) {
+    let rows = from.len() / columns;
+    for (j, to) in to.chunks_exact_mut(rows).enumerate() {
+        to.iter_mut().zip(from.iter().skip(j).step_by(columns)).for_each(|(to, from)| *to += from);
+    }
+}
+
+pub(super) fn reference(ops: &Reference<'_>, x: &Value, layers: &[&Linear]) -> Result<Vec<Value>, Error> {
+    check(x, layers)?;
+    let x = ops.tensor(x)?;
+    let one = |layer: &&Linear| {
+        let weight = layer.weight();
+        let dense = Tensor::from_vec(weight.dequantize(), (weight.rows(), weight.columns()), x.device())?;
+        let mut y = x.matmul(&dense.t()?)?;
+        if let Some(bias) = layer.bias() {
+            y = y.broadcast_add(&Tensor::new(bias, x.device())?)?;
+        }
+        let Some(attached) = ops.adapters.get(layer.id()) else { return Ok(y) };
+        let low_rank = |x: &Tensor, a: &Tensor, b: &Tensor| -> candle_core::Result<Tensor> {
+            x.matmul(&a.t()?)?.matmul(&b.t()?)? * f64::from(attached.scaling)
+        };
+        if let Some(Trained { a, b }) = attached.trained {
+            let seen = match ops.adapters.dropout_of(layer.id()) {
+                None => (*x).clone(),
+                Some((key, probability)) => (&*x * mask(&x, key, probability)?)?,
+            };
+            y = (y + low_rank(&seen, ops.variable(a), ops.variable(b))?)?;
+        }
+        if let Some(fixed) = &attached.fixed {
+            let constant = |m: &fedpipe_core::Matrix| Tensor::from_slice(m.data(), (m.rows(), m.cols()), x.device());
+            y = (y + low_rank(&x, &constant(fixed.a())?, &constant(fixed.b())?)?)?;
+        }
+        Ok(y)
+    };
+    layers.iter().map(|layer| one(layer).and_then(|y| ops.value(y)).map_err(Error::from)).collect()
+}
+
+/// What dropout multiplies x by.
+fn mask(x: &Tensor, key: u64, probability: f32) -> candle_core::Result<Tensor> {
+    let mut mask = vec![0f32; x.elem_count()];
+    dropout(&vec![1f32; mask.len()], probability, key, Write::Overwrite, &mut mask);
+    Tensor::from_vec(mask, x.shape(), x.device())
 }

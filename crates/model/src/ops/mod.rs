@@ -1,31 +1,284 @@
 //! One function an operation. Models are written against [`Ops`] only.
 //!
-//! Every operation exists twice: *reference*, composed of candle operations and differentiated by candle, on any
-//! device; and *fast*, a candle custom operation with its own backward over `fedpipe-kernels`, on the CPU. The
-//! conformance tests hold the two together, forward and backward.
+//! Every operation exists twice. `Reference` is composed of candle operations and differentiated by candle, on any
+//! device. `Fast` runs `fedpipe-kernels` on the CPU: a tape of its own records for every operation what its gradient
+//! needs and nothing more, keeps it in bf16 where the base format is not f32, can recompute a layer instead of keeping its
+//! inside, and reuses its buffers from step to step. The conformance tests hold the two together, forward and backward.
 //!
-//! Sequences are packed end to end: a batch is `[tokens, width]` with offsets, never padded on the fast path.
+//! Sequences are packed end to end: a batch is `[tokens, width]` with offsets, never padded.
 
 mod attention;
-mod gelu;
+mod classify;
+mod elementwise;
+mod fast;
 mod linear;
-mod loss;
 mod norm;
-mod slices;
+mod pool;
+mod reference;
+mod rows;
 #[cfg(test)]
 mod tests;
 
-pub use attention::AttentionShape;
-pub use linear::LoraFactors;
-pub use loss::cross_entropy;
-pub use norm::NormWeights;
+use crate::Error;
+use crate::adapter::Adapters;
+use crate::nn::Linear;
+use crate::parameters::{Gradients, ParameterId, Parameters};
+use fast::Fast;
+use fedpipe_core::{ActivationFormat, BaseFormat};
+use fedpipe_kernels::{Activation, FrozenMatrix};
+use half::bf16;
+use pool::Pool;
+use reference::Reference;
+use std::any::Any;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// First rows of packed sequences and, last, the number of rows.
+pub type Offsets = Arc<[usize]>;
 
 /// Which implementation of the operations to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Ops {
+pub enum OpsKind {
     /// Composed of candle's operations.
     Reference,
-    /// Fused kernels with their own backward pass; CPU only.
+    /// Over the kernels, with its own backward pass; CPU only.
     #[default]
     Fast,
+}
+
+/// A tensor `[rows, columns]` of the [`Ops`] that made it. Cheap to clone; its memory is free for the next operation once
+/// the last clone is gone and no gradient needs it.
+#[derive(Clone)]
+pub struct Value {
+    rows: usize,
+    columns: usize,
+    tensor: Rc<dyn Any>,
+}
+
+impl Value {
+    fn new(rows: usize, columns: usize, tensor: Rc<dyn Any>) -> Self {
+        Self { rows, columns, tensor }
+    }
+
+    /// Rows: tokens, or sequences.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Width of a row.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn downcast<T: 'static>(&self) -> Result<Rc<T>, Error> {
+        self.tensor.clone().downcast().map_err(|_| Error::shape("a value goes to the operations that made it".into()))
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Value[{}, {}]", self.rows, self.columns)
+    }
+}
+
+/// Heads of an attention layer, with `scale = 1/√head_dim`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Number of query heads.
+    pub heads: usize,
+    /// Number of key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Whether a query sees only the keys up to its own position, both counted from the sequence's end.
+    pub causal: bool,
+}
+
+impl AttentionShape {
+    /// One key head for each query head, every query sees every key.
+    pub fn full(heads: usize, head_dim: usize) -> Self {
+        Self { heads, kv_heads: heads, head_dim, causal: false }
+    }
+
+    fn scale(self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// Frozen scale and shift of a layer norm.
+#[derive(Debug, Clone)]
+pub struct NormWeights {
+    /// γ `[hidden]`.
+    pub scale: Arc<[f32]>,
+    /// β `[hidden]`.
+    pub shift: Arc<[f32]>,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// What a classifier made of pooled states.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Classified {
+    /// `[sequences, classes]`, row-major.
+    pub logits: Vec<f32>,
+    /// Mean cross-entropy in nats, where there were labels.
+    pub loss: Option<f64>,
+}
+
+/// A part of a model, as a function of its input: what [`Ops::block`] may run twice.
+pub type Block<'a> = Rc<dyn Fn(&mut dyn Ops<'a>, &Value) -> Result<Value, Error> + 'a>;
+
+/// The operations that models are written in, over weights that live for `'a`.
+pub trait Ops<'a> {
+    /// Σ over tables of the row that each token names, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When an index reaches past a table.
+    fn embed(&mut self, tables: &[(&'a FrozenMatrix, &[u32])]) -> Result<Value, Error>;
+
+    /// `y = x·Wᵀ + bias` and what the adapters hold for the weight, for several layers over one `x` `[tokens, in]`.
+    ///
+    /// # Errors
+    /// When the widths disagree.
+    fn linears(&mut self, x: &Value, layers: &[&'a Linear]) -> Result<Vec<Value>, Error>;
+
+    /// Layer norm over the last dimension of x + residual, `γ·(s − mean(s))/√(var(s) + ε) + β`.
+    ///
+    /// # Errors
+    /// When the shapes disagree.
+    fn layer_norm(&mut self, x: &Value, residual: Option<&Value>, weights: &'a NormWeights) -> Result<Value, Error>;
+
+    /// An activation, element by element.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn activation(&mut self, x: &Value, kind: Activation) -> Result<Value, Error>;
+
+    /// tanh, element by element.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn tanh(&mut self, x: &Value) -> Result<Value, Error>;
+
+    /// softmax(q·kᵀ/√d)·v within every sequence and head: q `[queries, heads · head_dim]`, k and v
+    /// `[keys, kv_heads · head_dim]`; sequence i is the rows `queries[i]..queries[i + 1]` of q and
+    /// `keys[i]..keys[i + 1]` of k and v.
+    ///
+    /// # Errors
+    /// When the shapes and the offsets disagree.
+    fn attention(
+        &mut self,
+        qkv: [&Value; 3],
+        queries: &Offsets,
+        keys: &Offsets,
+        shape: AttentionShape,
+    ) -> Result<Value, Error>;
+
+    /// The rows `rows` of x, in that order.
+    ///
+    /// # Errors
+    /// When a row is not there.
+    fn select(&mut self, x: &Value, rows: &Offsets) -> Result<Value, Error>;
+
+    /// Logits of a linear head over x `[sequences, hidden]`: weight `[classes, hidden]`, bias `[1, classes]`; with
+    /// `labels`, the mean cross-entropy too, which [`Ops::backward`] starts from. In f32.
+    ///
+    /// # Errors
+    /// When the shapes disagree or a label is no class.
+    fn classify(&mut self, x: &Value, head: [ParameterId; 2], labels: Option<&[u32]>) -> Result<Classified, Error>;
+
+    /// Runs a part of a model. Where recomputation is on and something in it trains, only x is kept for backward, which
+    /// runs the part again.
+    ///
+    /// # Errors
+    /// Those of the block.
+    fn block(&mut self, x: &Value, block: &Block<'a>) -> Result<Value, Error>;
+
+    /// A constant `[rows, columns]` from the bytes that [`Ops::bytes`] gave.
+    ///
+    /// # Errors
+    /// When their number is wrong.
+    fn constant(&mut self, rows: usize, columns: usize, bytes: &[u8]) -> Result<Value, Error>;
+
+    /// The bytes of a value in its element type; equal bytes are equal values.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn bytes(&self, x: &Value) -> Result<Vec<u8>, Error>;
+
+    /// The elements of a value, row-major.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn read(&self, x: &Value) -> Result<Vec<f32>, Error>;
+
+    /// Adds the gradient of the loss of [`Ops::classify`] by every parameter to `gradients`. Nothing is left to go back
+    /// over afterwards.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn backward(&mut self, gradients: &mut Gradients) -> Result<(), Error>;
+
+    /// A parameter as a value, so that tests see the gradient of an operation's input.
+    #[cfg(test)]
+    fn leaf(&mut self, id: ParameterId) -> Result<Value, Error>;
+
+    /// [`Ops::backward`] from values whose gradients are `upstream`.
+    #[cfg(test)]
+    fn backward_from(&mut self, ys: &[Value], upstream: &[Vec<f32>], gradients: &mut Gradients) -> Result<(), Error>;
+}
+
+/// Whether a pass records for backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Forward alone.
+    Inference,
+    /// Forward and backward.
+    Training,
+}
+
+/// What operations need from step to step: their buffers, and how they are to work.
+pub struct Workspace {
+    kind: OpsKind,
+    activations: ActivationFormat,
+    recompute: bool,
+    pools: (Rc<Pool<f32>>, Rc<Pool<bf16>>),
+}
+
+impl Workspace {
+    /// For a base model in `format`: activations are f32 over f32 weights, else bf16. `recompute` makes
+    /// [`Ops::block`] keep nothing but its input.
+    pub fn new(kind: OpsKind, format: BaseFormat, recompute: bool) -> Self {
+        Self { kind, activations: format.activations(), recompute, pools: Default::default() }
+    }
+
+    /// Bytes of an activation.
+    pub fn element_bytes(&self) -> usize {
+        if self.kind == OpsKind::Reference || self.activations == ActivationFormat::F32 { 4 } else { 2 }
+    }
+
+    /// Operations for one pass.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn ops<'a>(
+        &self,
+        parameters: &'a Parameters,
+        adapters: &'a Adapters,
+        pass: Pass,
+    ) -> Result<Box<dyn Ops<'a> + 'a>, Error> {
+        let (floats, halves) = &self.pools;
+        Ok(match self.kind {
+            OpsKind::Reference => Box::new(Reference::new(parameters, adapters)?),
+            OpsKind::Fast if self.activations == ActivationFormat::F32 => {
+                let pools = fast::Pools { elements: floats.clone(), floats: floats.clone() };
+                Box::new(Fast::<f32>::new(parameters, adapters, pools, pass, self.recompute))
+            }
+            OpsKind::Fast => {
+                let pools = fast::Pools { elements: halves.clone(), floats: floats.clone() };
+                Box::new(Fast::<bf16>::new(parameters, adapters, pools, pass, self.recompute))
+            }
+        })
+    }
 }

@@ -1,5 +1,6 @@
 //! Base weights in the format that a silo's plan asks for.
 
+use super::quantise::check_finite;
 use super::{BLOCK, QuantError, code_book, quantise};
 use fedpipe_core::BaseFormat;
 use fedpipe_kernels::{FrozenMatrix, pack_codes};
@@ -15,6 +16,10 @@ pub fn frozen(format: BaseFormat, rows: usize, columns: usize, values: &[f32]) -
     let Some(bits) = format.code_bits() else {
         return Ok(match format {
             BaseFormat::Bf16 => FrozenMatrix::bf16(rows, columns, values),
+            BaseFormat::Int8 => {
+                check_finite(values)?;
+                FrozenMatrix::int8(rows, columns, values)
+            }
             _ => FrozenMatrix::from_f32(rows, columns, values.to_vec()),
         });
     };
@@ -24,13 +29,17 @@ pub fn frozen(format: BaseFormat, rows: usize, columns: usize, values: &[f32]) -
     Ok(FrozenMatrix::from_codes(rows, columns, &book, packed, quantised.absmax, BLOCK))
 }
 
-/// Bytes that a frozen weight takes at rest: its values or codes, and for codes an `f32` a block of [`BLOCK`].
+/// Bytes that a frozen weight takes at rest: its values or codes, for int8 an `f32` a row and for codes one a block of
+/// [`BLOCK`].
 pub fn bytes(format: BaseFormat, rows: usize, columns: usize) -> u64 {
     let values = rows as u64 * columns as u64;
     match format.code_bits() {
         Some(bits) => (values * u64::from(bits)).div_ceil(8) + 4 * values.div_ceil(BLOCK as u64),
-        None if format == BaseFormat::Bf16 => 2 * values,
-        None => 4 * values,
+        None => match format {
+            BaseFormat::Bf16 => 2 * values,
+            BaseFormat::Int8 => values + 4 * rows as u64,
+            _ => 4 * values,
+        },
     }
 }
 
@@ -52,11 +61,11 @@ mod tests {
         }
     }
 
-    /// 64·128 values: 8 bytes a pair in f32, and for codes 128 blocks of 4 bytes beside them.
+    /// 64·128 values: 8 bytes a pair in f32; 64 rows of 4 bytes beside int8, 128 blocks of 4 bytes beside codes.
     #[test]
     fn byte_counts_by_hand() {
         let counts = BaseFormat::ALL.map(|format| bytes(format, 64, 128));
-        assert_eq!(counts, [32768, 16384, 8192 + 512, 4096 + 512, 3072 + 512, 2048 + 512]);
+        assert_eq!(counts, [32768, 16384, 8192 + 256, 8192 + 512, 4096 + 512, 3072 + 512, 2048 + 512]);
     }
 
     #[test]
@@ -66,11 +75,43 @@ mod tests {
             let back = frozen(format, 64, 64, &values).unwrap().dequantize();
             values.iter().zip(back).map(|(v, b)| f64::from(v - b).powi(2)).sum::<f64>().sqrt()
         };
-        let errors = BaseFormat::ALL.map(error);
-        assert!(errors.is_sorted(), "{errors:?}");
-        assert_eq!(errors[0], 0.0);
+        // Two families: a scale for each row does not compare with a scale for each block.
+        let (plain, coded): (Vec<_>, Vec<_>) = BaseFormat::ALL.into_iter().partition(|f| f.code_bits().is_none());
+        let [plain, coded] = [plain, coded].map(|formats| formats.into_iter().map(error).collect::<Vec<_>>());
+        assert!(plain.is_sorted() && coded.is_sorted(), "{plain:?} {coded:?}");
+        assert_eq!(plain[0], 0.0);
         let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        assert!(errors[5] < 0.5 * norm, "{errors:?} of {norm}");
+        assert!(plain[2] < 0.01 * norm && coded[3] < 0.5 * norm, "{plain:?} {coded:?} of {norm}");
+    }
+
+    /// `crates/testkit/fixtures/int8`, made by `scripts/golden_int8.py` with PyTorch's quantizer.
+    #[test]
+    fn int8_is_that_of_pytorch() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/fixtures/int8/golden.safetensors");
+        let bytes = std::fs::read(path).unwrap();
+        let golden = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: String| -> Vec<f32> {
+            let data = golden.tensor(&name).unwrap().data().chunks_exact(4);
+            data.map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        for name in ["plain", "ragged", "ties"] {
+            let codes = golden.tensor(&format!("{name}.codes")).unwrap();
+            let [rows, columns] = codes.shape().try_into().unwrap();
+            let expected = floats(format!("{name}.dequantized"));
+            let quantised = frozen(BaseFormat::Int8, rows, columns, &floats(format!("{name}.values"))).unwrap();
+            assert_eq!(quantised.dequantize(), expected, "{name}");
+            let codes = codes.data().iter().map(|&code| code as i8).collect();
+            let kept = FrozenMatrix::from_int8(rows, columns, codes, floats(format!("{name}.scales")));
+            assert_eq!(kept.dequantize(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_reported_in_every_format_that_scales() {
+        for format in BaseFormat::ALL.into_iter().filter(|f| !matches!(f, BaseFormat::F32 | BaseFormat::Bf16)) {
+            let error = frozen(format, 1, 3, &[1.0, f32::INFINITY, f32::NAN]).unwrap_err();
+            assert!(error.to_string().starts_with("the value at index 1 is inf"), "{format}: {error}");
+        }
     }
 
     #[test]

@@ -25,9 +25,7 @@ pub struct Quantised {
 pub fn quantise(values: &[f32], bits: u32) -> Result<Quantised, QuantError> {
     let table = code_book(bits)?.table;
     let bounds: Vec<f32> = table.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).collect();
-    if let Some(index) = values.par_iter().position_first(|v| !v.is_finite()) {
-        return Err(QuantError::NotFinite { index, value: values[index].to_string() });
-    }
+    check_finite(values)?;
     let mut codes = vec![0u8; values.len()];
     let absmax = values
         .par_chunks(BLOCK)
@@ -43,6 +41,13 @@ pub fn quantise(values: &[f32], bits: u32) -> Result<Quantised, QuantError> {
         })
         .collect();
     Ok(Quantised { codes, absmax })
+}
+
+pub(super) fn check_finite(values: &[f32]) -> Result<(), QuantError> {
+    match values.par_iter().position_first(|v| !v.is_finite()) {
+        Some(index) => Err(QuantError::NotFinite { index, value: values[index].to_string() }),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ fn plan(silo: &str, ranks: &[(&str, usize)]) -> SiloPlan {
         silo: silo.into(),
         batch_size: 2,
         base_format: BaseFormat::Bf16,
+        recompute: true,
         ranks: ranks.iter().map(|&(weight, rank)| (weight.into(), rank)).collect(),
         memory: Default::default(),
         time: Default::default(),
@@ -72,6 +73,18 @@ fn work(task: &Task) -> &TrainWork {
         Work::Train(work) => work,
         Work::Probe(_) => panic!("a probe"),
     }
+}
+
+/// By hand: plans may take 95 % of the toy's 1 MiB, 996,147.2 bytes.
+#[test]
+fn a_task_says_what_its_plan_leaves_of_the_memory() {
+    let spare = |base: f64| {
+        let mut state = state();
+        state.profiles.insert("a".into(), fedpipe_testkit::toy_profile("a"));
+        state.plan.silos.get_mut(&"a".into()).unwrap().memory.base = base;
+        work(&method(&Product, 4).tasks(&state, &["a".into()])[0]).spare_bytes
+    };
+    assert_eq!((spare(900_000.0), spare(2e6)), (96_147, 0));
 }
 
 fn update(silo: &str, examples: u64, factors: &[(&str, LowRank)], head: f32) -> Update {

@@ -259,6 +259,17 @@ mod tests {
     use super::*;
     use crate::fixture;
 
+    /// The hit rate stands in the table and on the card of the silo that has a cache, and nowhere when none has.
+    #[test]
+    fn the_cache_is_shown_where_it_was_used() {
+        let mut state = fixture::state();
+        let rate = "31 % of 560 lookups";
+        assert_eq!(page_of(&state, "").matches(rate).count(), 2);
+        let rounds = state.history.iter_mut().flat_map(|record| &mut record.silos);
+        rounds.for_each(|silo| silo.measured.cache = None);
+        assert!(!page_of(&state, "").contains("cache"));
+    }
+
     fn page_of(state: &RunState, config: &str) -> String {
         let summary = Summary::of(state, Some(&fixture::metrics()), "virtual");
         page(&Report { title: "r8", state, summary: &summary, config })
@@ -270,7 +281,15 @@ mod tests {
         for outside in ["http:", "https:", "src=", "<link", "@import", "url(", "<script"] {
             assert!(!page.contains(outside), "{outside}");
         }
-        for expected in ["0.9584", "clinic", "nf4", "seed = 42", "21.4 s are more", "attention.self.query"] {
+        for expected in [
+            "0.9584",
+            "clinic",
+            "nf4",
+            "activations computed again",
+            "seed = 42",
+            "21.4 s are more",
+            "attention.self.query",
+        ] {
             assert!(page.contains(expected), "{expected}");
         }
     }

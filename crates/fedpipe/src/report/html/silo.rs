@@ -1,7 +1,7 @@
 //! What was planned, predicted and measured in every silo.
 
 use super::heat::HeatMap;
-use crate::report::format::{bytes, count};
+use crate::report::format::{bytes, count, hits};
 use crate::summary::{Cost, SiloSummary, Summary};
 use fedpipe_core::{RunState, SiloId, SiloRound};
 use maud::{Markup, html};
@@ -11,20 +11,23 @@ const TOLERATED_RATIO: f64 = 1.15;
 
 /// A row a silo.
 pub fn table(state: &RunState, summary: &Summary) -> Markup {
+    let cached = summary.silos.values().any(|silo| silo.cache.is_some());
     html! {
         table {
             thead {
                 tr {
-                    th colspan="5" {}
+                    th colspan="6" {}
                     th class="group" colspan="4" { "memory, MiB" }
                     th class="group" colspan="3" { "round, s" }
                     th class="group" colspan="2" { "rounds" }
+                    @if cached { th {} }
                 }
                 tr {
-                    th { "silo" } th class="n" { "examples" } th class="n" { "batch" } th { "base" } th class="n" { "weights" }
+                    th { "silo" } th class="n" { "examples" } th class="n" { "batch" } th { "base" } th { "recompute" } th class="n" { "weights" }
                     th class="n" { "allowed" }
                     @for _ in 0..2 { th class="n" { "predicted" } th class="n" { "measured" } th class="n" { "ratio" } }
                     th class="n" { "delivered" } th class="n" { "failed" }
+                    @if cached { th class="n" { "cache" } }
                 }
             }
             tbody {
@@ -35,12 +38,14 @@ pub fn table(state: &RunState, summary: &Summary) -> Markup {
                         td class="n" { (count(silo.examples)) }
                         td class="n" { (silo.plan.batch_size) }
                         td { (silo.plan.base_format) }
+                        td { (if silo.plan.recompute { "yes" } else { "no" }) }
                         td class="n" { (silo.plan.ranks.len()) }
                         td class="n" { (budget) }
                         (compared(silo, |cost| cost.memory_mib, 0))
                         (compared(silo, |cost| cost.round_seconds, 1))
                         td class="n" { (silo.rounds_delivered) }
                         td class="n" { (silo.failures) }
+                        @if cached { td class="n" { (silo.cache.map_or_else(|| "—".into(), |c| hits(c.hits, c.lookups))) } }
                     }
                 }
             }
@@ -90,8 +95,13 @@ pub fn card(state: &RunState, summary: &Summary, id: &SiloId) -> Markup {
                 div class="facts" {
                     span { "batch " b { (plan.batch_size) } }
                     span { "base " b { (plan.base_format) } }
+                    @if plan.recompute { span { "activations computed again" } }
                     span { "sent " b { (bytes(sum(|silo| silo.bytes_up))) } }
                     span { "received " b { (bytes(sum(|silo| silo.bytes_down))) } }
+                    @if let Some(cache) = silo.cache {
+                        span { "cache " b { (hits(cache.hits, cache.lookups)) } " in "
+                            (format!("{:.0} MiB of memory, {:.0} of disk", cache.ram_mib, cache.disk_mib)) }
+                    }
                 }
                 (memory_bar(silo, profile.memory_mib as f64))
             }

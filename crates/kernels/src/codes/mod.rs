@@ -3,6 +3,9 @@
 //! Codes are a bit stream, the first code in the highest bits. At 4 bits this is the layout of bitsandbytes; at 3 bits 64
 //! codes take 24 bytes. Blocks of `block` consecutive values of the flattened tensor share one absolute maximum.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use std::ops::Range;
 
 use crate::dispatch::{Path, multiversion};
@@ -101,6 +104,9 @@ pub(crate) struct Codes {
     bits: u8,
     /// The code book, padded so that any byte is an index.
     table: Box<[f32; 256]>,
+    /// The low and the high 16 bits of its values.
+    #[cfg(target_arch = "x86_64")]
+    halves: Box<[[u16; 256]; 2]>,
     packed: Vec<u8>,
     absmax: Vec<f32>,
     block: usize,
@@ -121,7 +127,16 @@ impl Codes {
         assert_eq!(absmax.len(), len.div_ceil(block), "one absolute maximum for each block of {block} values");
         let mut table = Box::new([0f32; 256]);
         table[..values].copy_from_slice(&book.table);
-        Self { bits: book.bits, table, packed, absmax, block, len }
+        Self {
+            bits: book.bits,
+            #[cfg(target_arch = "x86_64")]
+            halves: Box::new([0, 16].map(|shift| table.map(|value| (value.to_bits() >> shift) as u16))),
+            table,
+            packed,
+            absmax,
+            block,
+            len,
+        }
     }
 
     pub(crate) fn bits(&self) -> u8 {
@@ -174,13 +189,15 @@ impl Codes {
                 last[..from.len()].copy_from_slice(from);
                 &last[..bytes]
             };
-            body(i, from, self.absmax[chunk * CHUNK / self.block]);
+            // A division costs as much as a quarter of the chunk does.
+            let block = if self.block == CHUNK { chunk } else { chunk * CHUNK / self.block };
+            body(i, from, self.absmax[block]);
         }
     }
 
     fn decode_bf16(&self, path: Path, chunks: Range<usize>, to: &mut [u16]) {
         #[cfg(target_arch = "x86_64")]
-        if path == Path::Avx512Bf16 && self.bits <= 4 {
+        if path == Path::Avx512Bf16 {
             // SAFETY: `Path::current` hands out supported paths only.
             unsafe { avx512::decode_bf16(self, chunks, to) };
             return;
@@ -202,44 +219,4 @@ fn decode_body<const FMA: bool>(codes: &Codes, chunks: Range<usize>, to: &mut [f
             *to = codes.table[usize::from(code)] * scale;
         }
     });
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::{
-        __m128i, __m512bh, __m512i, _mm_loadu_si128, _mm512_cvtepu8_epi32, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
-        _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_storeu_si512,
-    };
-    use std::mem::transmute;
-    use std::ops::Range;
-
-    use super::{CHUNK, Codes, unpack_chunk};
-
-    /// Looks codes of at most 4 bits up in one register.
-    ///
-    /// # Safety
-    /// The processor has AVX-512 with BF16.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    pub(super) unsafe fn decode_bf16(codes: &Codes, chunks: Range<usize>, to: &mut [u16]) {
-        // SAFETY: the table holds 256 values.
-        let table = unsafe { _mm512_loadu_ps(codes.table.as_ptr()) };
-        let mut unpacked = [0u8; CHUNK];
-        codes.each_chunk(chunks, |i, bytes, scale| {
-            unpack_chunk(codes.bits, bytes, &mut unpacked);
-            let scale = _mm512_set1_ps(scale);
-            let to = &mut to[i * CHUNK..(i + 1) * CHUNK];
-            for (to, from) in to.chunks_exact_mut(32).zip(unpacked.chunks_exact(32)) {
-                // SAFETY: 32 codes are two loads of 16 bytes, 32 bf16 one store of 64 bytes; vectors of bf16 and of
-                // integers are the same plain bits.
-                unsafe {
-                    let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast::<__m128i>()));
-                    let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().add(16).cast::<__m128i>()));
-                    let low = _mm512_mul_ps(_mm512_permutexvar_ps(low, table), scale);
-                    let high = _mm512_mul_ps(_mm512_permutexvar_ps(high, table), scale);
-                    let rounded = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-                    _mm512_storeu_si512(to.as_mut_ptr().cast(), rounded);
-                }
-            }
-        });
-    }
 }

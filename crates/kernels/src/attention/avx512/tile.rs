@@ -1,0 +1,161 @@
+//! Register tiles: at most 14 rows by two vectors, of left sides as they lie or turned.
+
+use std::arch::x86_64::{
+    __m512, __m512bh, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_storeu_ps,
+};
+use std::mem::transmute;
+
+use super::{LANES, Line, Wide};
+use crate::element::Element;
+
+/// Most rows of a tile: 28 accumulators, two right vectors and a broadcast fill the registers.
+pub(super) const ROWS: usize = 14;
+
+/// Extents of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    /// At most [`ROWS`].
+    pub(super) rows: usize,
+    /// Columns that are needed: 1 to 32.
+    pub(super) columns: usize,
+    /// Lanes.
+    pub(super) depth: usize,
+}
+
+/// What becomes of a tile's former contents.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Former {
+    Overwritten,
+    Added,
+}
+
+/// `to[i, j] = Σ_p left[i, p] · right[p, j]`, of a left side cut into pieces of 16 lanes of depth, a piece `stride` rows
+/// after the other.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) fn product<E: Element>(
+    left: &[Line<u32>],
+    stride: usize,
+    right: &[Wide<u32>],
+    size: Size,
+    former: Former,
+    to: &mut [Wide<f32>],
+) {
+    let pieces = size.depth.div_ceil(LANES);
+    assert!(left.len() >= (pieces - 1) * stride + size.rows, "a left side of {} rows", left.len());
+    check(right, size, to);
+    // SAFETY: checked.
+    unsafe { run::<false, E>(left.as_ptr().cast(), stride * LANES, right, size, former, to) }
+}
+
+/// The same of a left side whose depth runs down its rows: `to[i, j] = Σ_p left[p, first + i] · right[p, j]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) fn product_turned<E: Element>(
+    left: &[Wide<u32>],
+    first: usize,
+    right: &[Wide<u32>],
+    size: Size,
+    former: Former,
+    to: &mut [Wide<f32>],
+) {
+    assert!(left.len() >= size.depth && first + size.rows <= 2 * LANES, "a left side of {} lanes", left.len());
+    check(right, size, to);
+    // SAFETY: checked.
+    unsafe { run::<true, E>(left.as_ptr().cast::<u32>().add(first), 0, right, size, former, to) }
+}
+
+fn check(right: &[Wide<u32>], size: Size, to: &[Wide<f32>]) {
+    assert!(size.depth > 0 && right.len() >= size.depth, "a right side of {} lanes", right.len());
+    assert!((1..=2 * LANES).contains(&size.columns) && to.len() >= size.rows, "a tile of {} rows", to.len());
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn run<const TURNED: bool, E: Element>(
+    left: *const u32,
+    stride: usize,
+    right: &[Wide<u32>],
+    size: Size,
+    former: Former,
+    to: &mut [Wide<f32>],
+) {
+    let (right, to) = (right.as_ptr().cast(), to.as_mut_ptr().cast());
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match (size.rows, size.columns > LANES) {
+                    $(
+                        ($rows, true) => multiply::<$rows, 2, TURNED, E>(left, stride, right, size.depth, former, to),
+                        ($rows, false) => multiply::<$rows, 1, TURNED, E>(left, stride, right, size.depth, former, to),
+                    )*
+                    (rows, _) => unreachable!("a tile of {rows} rows"),
+                }
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+/// # Safety
+/// The left side holds `ROWS` rows and `depth` lanes, the right one `depth` rows of 32 lanes, `to` `ROWS` rows of 32.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const TURNED: bool, E: Element>(
+    mut left: *const u32,
+    stride: usize,
+    mut right: *const f32,
+    depth: usize,
+    former: Former,
+    to: *mut f32,
+) {
+    let (row, step) = if TURNED { (1, 2 * LANES) } else { (LANES, 1) };
+    let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    let mut rest = depth;
+    while rest > 0 {
+        let steps = if TURNED { rest } else { rest.min(LANES) };
+        let mut at = left.cast::<f32>();
+        for _ in 0..steps {
+            let mut columns = [_mm512_setzero_ps(); VECTORS];
+            for (v, column) in columns.iter_mut().enumerate() {
+                // SAFETY: the right side holds `depth` rows.
+                *column = unsafe { _mm512_loadu_ps(right.add(v * LANES)) };
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the left side holds `depth` lanes of ROWS rows.
+                let broadcast = unsafe { _mm512_set1_ps(*at.add(i * row)) };
+                for (sum, &column) in sums.iter_mut().zip(&columns) {
+                    *sum = multiply_add::<E>(broadcast, column, *sum);
+                }
+            }
+            // SAFETY: at most the end of the sides.
+            unsafe {
+                at = at.add(step);
+                right = right.add(2 * LANES);
+            }
+        }
+        left = left.wrapping_add(stride);
+        rest -= steps;
+    }
+    for (i, sums) in sums.iter().enumerate() {
+        for (v, &sum) in sums.iter().enumerate() {
+            // SAFETY: `to` holds ROWS rows of two vectors.
+            unsafe {
+                let to = to.add((2 * i + v) * LANES);
+                let sum = if former == Former::Added { _mm512_add_ps(sum, _mm512_loadu_ps(to)) } else { sum };
+                _mm512_storeu_ps(to, sum);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) fn multiply_add<E: Element>(left: __m512, right: __m512, sum: __m512) -> __m512 {
+    if E::IS_BF16 {
+        // SAFETY: both types are 512 plain bits.
+        let (left, right) = unsafe { (transmute::<__m512, __m512bh>(left), transmute::<__m512, __m512bh>(right)) };
+        _mm512_dpbf16_ps(sum, left, right)
+    } else {
+        _mm512_fmadd_ps(left, right, sum)
+    }
+}

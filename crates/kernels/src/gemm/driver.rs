@@ -1,0 +1,473 @@
+//! The threaded driver: several outputs, each a sum of products, from inputs that are packed once.
+//!
+//! A linear layer with low-rank factors is `y = x·Wᵀ + (x·Aᵀ)·Bᵀ`: one input `x` with a factor `A` whose product, the *low*
+//! side, is packed beside `x`; one output with two terms. Several layers over one `x` are several outputs. Their gradient
+//! `dx = Σ dyᵢ·Wᵢ + (dyᵢ·Bᵢ)·Aᵢ` is one output with two terms for every layer. Nothing is added up in memory: a term only
+//! makes the depth of a register tile longer.
+
+use std::ops::Range;
+
+use super::micro::{Initial, Part, Tile};
+use super::pack::{Across, Operand, Panel, Rows, Strided, left_len, left_panels, right_len, right_panels};
+use super::{Extents, Kernel, Right, Target, TargetBase, check, for_each};
+use crate::dispatch::Path;
+use crate::element::Element;
+use crate::scratch::Scratch;
+use crate::shared::SharedSlice;
+
+/// Output columns of one job; a multiple of every kernel's width and of the 64 codes that are decoded at once.
+const JOB_COLUMNS: usize = 64;
+/// Lanes in depth of one expanded right tile: 64 columns of it take half of a usual second-level cache.
+const DEPTH_LANES: usize = 1024;
+/// Most output rows that are packed at once, which bounds the working memory of a large batch.
+const ROWS_AT_ONCE: usize = 2048;
+/// Working memory for the packed left sides, in bytes, that a deep product trades rows for.
+const LEFT_BYTES: usize = 16 << 20;
+/// Multiply-adds below which a second thread costs more than it brings.
+const SERIAL_WORK: usize = 1 << 17;
+
+/// A left side `[rows, depth]`, packed once for every term that reads it.
+pub(crate) struct Input<'a> {
+    pub(crate) left: Operand<'a>,
+    pub(crate) depth: usize,
+    /// Thin products of this input, which are sides of their own.
+    pub(crate) factors: Vec<Factor<'a>>,
+}
+
+/// A low side `[rows, rank] = scale · left · right`.
+pub(crate) struct Factor<'a> {
+    /// `[depth of the input, rank]`.
+    pub(crate) right: Operand<'a>,
+    pub(crate) rank: usize,
+    pub(crate) scale: f32,
+    /// Receives the low side, `[rows, rank]`.
+    pub(crate) low: SharedSlice<'a>,
+}
+
+/// What a term reads on its left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// The input with this index.
+    Input(usize),
+    /// The low side of an input and a factor of it.
+    Low(usize, usize),
+}
+
+/// `left · right`.
+pub(crate) struct Term<'a> {
+    pub(crate) side: Side,
+    /// `[depth of the side, columns of the output]`.
+    pub(crate) right: Operand<'a>,
+}
+
+/// `target = base + scale · Σ terms`, `[rows, columns]`.
+pub(crate) struct Output<'a, E> {
+    pub(crate) terms: Vec<Term<'a>>,
+    pub(crate) columns: usize,
+    pub(crate) target: Target<'a, E>,
+}
+
+/// Computes the factors' low sides and the outputs on all threads of the current pool.
+pub(crate) fn sum_of_products<E: Element>(
+    kernel: Kernel,
+    rows: usize,
+    inputs: &[Input<'_>],
+    outputs: &[Output<'_, E>],
+) {
+    if rows == 0 {
+        return;
+    }
+    let thin: Vec<Right> = inputs.iter().map(|input| input.thin(kernel)).collect();
+    let mut work = 0;
+    for output in outputs.iter().filter(|output| output.columns > 0) {
+        check(Extents { rows, columns: output.columns, depth: 0 }, &output.target);
+        work += rows * output.columns * output.terms.iter().map(|term| depth_of(inputs, term.side)).sum::<usize>();
+    }
+    for factor in inputs.iter().flat_map(|input| &input.factors) {
+        let _end = factor.low.at(rows * factor.rank);
+    }
+    let parallel = work >= SERIAL_WORK && rayon::current_num_threads() > 1;
+    let row_bytes = Areas::new(kernel, inputs, 1).row_lanes(kernel) * size_of::<u32>();
+    let most = (LEFT_BYTES / row_bytes.max(1)).clamp(8 * kernel.rows(), ROWS_AT_ONCE);
+    let chunks = rows.div_ceil(most);
+    for chunk in 0..chunks {
+        let (start, end) = (chunk * rows / chunks, (chunk + 1) * rows / chunks);
+        let areas = Areas::new(kernel, inputs, end - start);
+        let mut packed = Scratch::<u32>::take(areas.len);
+        let chunk = Chunk { kernel, inputs, start, rows: end - start, areas: &areas };
+
+        let shared = SharedSlice::new(&mut packed);
+        let panels = chunk.panel_count();
+        let groups = if parallel { panels.min(4 * rayon::current_num_threads()) } else { 1 };
+        for_each(groups, parallel, |group| {
+            let (from, to) = (group * panels / groups, (group + 1) * panels / groups);
+            // SAFETY: groups differ in their panels, so no two write the same lanes or the same rows of a low side.
+            unsafe { chunk.pack(&thin, from, to, shared) };
+        });
+
+        let jobs = chunk.jobs(outputs, parallel);
+        for_each(jobs.len(), parallel, |job| {
+            // SAFETY: jobs differ in their output, their columns or their rows, so no two write the same element.
+            unsafe { jobs[job].run(&chunk, outputs, &packed) };
+        });
+    }
+}
+
+fn depth_of(inputs: &[Input<'_>], side: Side) -> usize {
+    match side {
+        Side::Input(input) => inputs[input].depth,
+        Side::Low(input, factor) => inputs[input].factors[factor].rank,
+    }
+}
+
+impl Input<'_> {
+    /// Σ of the factors' ranks.
+    fn ranks(&self) -> usize {
+        self.factors.iter().map(|factor| factor.rank).sum()
+    }
+
+    /// The right sides of all factors beside each other, which every row needs whole.
+    fn thin(&self, kernel: Kernel) -> Right {
+        let source = Beside { factors: &self.factors };
+        let across = self.factors.first().map_or(Across::Rows, |factor| factor.right.across);
+        debug_assert!(self.factors.iter().all(|factor| factor.right.across == across));
+        Right::pack(kernel, &Operand { source: &source, across }, self.ranks(), self.depth)
+    }
+}
+
+/// The right sides of several factors as one: their rows one after the other where these run across, else their columns.
+struct Beside<'a> {
+    factors: &'a [Factor<'a>],
+}
+
+impl Beside<'_> {
+    /// Calls `read` for each stretch of a row that lies within one factor: its source, row, columns and place.
+    fn pieces(&self, row: usize, columns: Range<usize>, mut read: impl FnMut(&dyn Rows, usize, Range<usize>, usize)) {
+        let mut skipped = 0;
+        for factor in self.factors {
+            let own = skipped..skipped + factor.rank;
+            match factor.right.across {
+                Across::Rows if own.contains(&row) => read(factor.right.source, row - own.start, columns.clone(), 0),
+                Across::Rows => {}
+                Across::Columns => {
+                    let (from, to) = (columns.start.max(own.start), columns.end.min(own.end));
+                    if from < to {
+                        read(factor.right.source, row, from - own.start..to - own.start, from - columns.start);
+                    }
+                }
+            }
+            skipped = own.end;
+        }
+    }
+}
+
+impl Rows for Beside<'_> {
+    fn read(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [f32]) {
+        self.pieces(row, columns, |source, row, columns, at| {
+            let len = columns.len();
+            source.read(path, row, columns, &mut to[at..at + len]);
+        });
+    }
+
+    fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]) {
+        self.pieces(row, columns, |source, row, columns, at| {
+            let len = columns.len();
+            source.read_bf16(path, row, columns, &mut to[at..at + len]);
+        });
+    }
+}
+
+/// Where the packed sides of a chunk lie.
+struct Areas {
+    /// For each input its own offset in lanes, then those of its factors.
+    offsets: Vec<Vec<usize>>,
+    len: usize,
+}
+
+impl Areas {
+    fn new(kernel: Kernel, inputs: &[Input<'_>], rows: usize) -> Self {
+        let mut len = 0;
+        let mut take = |depth| {
+            let offset = len;
+            len += left_len(kernel, rows, depth);
+            offset
+        };
+        let offsets = inputs.iter().map(|input| {
+            let depths = std::iter::once(input.depth).chain(input.factors.iter().map(|factor| factor.rank));
+            depths.map(&mut take).collect()
+        });
+        Self { offsets: offsets.collect(), len }
+    }
+
+    /// Lanes of one row, where these are the areas of a single row: a panel of them holds several.
+    fn row_lanes(&self, kernel: Kernel) -> usize {
+        self.len.div_ceil(kernel.rows())
+    }
+
+    fn offset(&self, side: Side) -> usize {
+        match side {
+            Side::Input(input) => self.offsets[input][0],
+            Side::Low(input, factor) => self.offsets[input][1 + factor],
+        }
+    }
+}
+
+/// Where the rows of a chunk lie in an operand: its row `i` is the operand's row `first + i - skipped`.
+#[derive(Clone, Copy)]
+struct Origin {
+    first: usize,
+    skipped: usize,
+}
+
+/// Some rows of all sides, packed together.
+struct Chunk<'a> {
+    kernel: Kernel,
+    inputs: &'a [Input<'a>],
+    /// First row.
+    start: usize,
+    rows: usize,
+    areas: &'a Areas,
+}
+
+impl Chunk<'_> {
+    fn panel_count(&self) -> usize {
+        left_panels(self.kernel, self.rows, 0).len()
+    }
+
+    /// The panels `from..to` of a side of this depth; their offsets count from its area.
+    fn panels(&self, depth: usize, from: usize, to: usize) -> impl Iterator<Item = Panel> + Clone {
+        left_panels(self.kernel, self.rows, depth).skip(from).take(to - from)
+    }
+
+    /// Packs the panels `from..to` of every input, computes the low sides of their rows and packs them too.
+    ///
+    /// # Safety
+    /// Nobody else touches these panels' lanes of `packed`, nor these rows of the low sides.
+    unsafe fn pack(&self, thin: &[Right], from: usize, to: usize, packed: SharedSlice<'_, u32>) {
+        let Some((first, last)) = self.row_range(from, to) else { return };
+        let whole = Origin { first: self.start, skipped: 0 };
+        for (i, input) in self.inputs.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            let lanes = unsafe { self.pack_side(&input.left, whole, Side::Input(i), from..to, packed) };
+            if input.factors.is_empty() {
+                continue;
+            }
+            let ranks = input.ranks();
+            let mut low = Scratch::<f32>::take((last - first) * ranks);
+            self.multiply_thin(lanes, &thin[i], input.depth, (from, to), &mut low);
+            let mut skipped = 0;
+            for (f, factor) in input.factors.iter().enumerate() {
+                let rank = factor.rank;
+                // SAFETY: the caller's promise; the driver checked that the low side holds all rows.
+                let own = unsafe { factor.low.slice((self.start + first) * rank, (last - first) * rank) };
+                for (own, low) in own.chunks_exact_mut(rank).zip(low.chunks_exact(ranks)) {
+                    own.iter_mut().zip(&low[skipped..]).for_each(|(own, low)| *own = factor.scale * low);
+                }
+                skipped += rank;
+                let source = Strided { data: &*own, row_stride: rank };
+                let left = Operand { source: &source, across: Across::Rows };
+                // SAFETY: the caller's promise.
+                unsafe {
+                    self.pack_side(&left, Origin { first: 0, skipped: first }, Side::Low(i, f), from..to, packed)
+                };
+            }
+        }
+    }
+
+    /// Multiplies the panels `from..to` of an input, `lanes`, by the right sides of its factors, into `low`
+    /// `[rows of the panels, Σ ranks]`.
+    fn multiply_thin(&self, lanes: &[u32], thin: &Right, depth: usize, (from, to): (usize, usize), low: &mut [f32]) {
+        let kernel = self.kernel;
+        let ranks = thin.columns;
+        let output = SharedSlice::new(low);
+        let target = Target { output, offset: 0, stride: ranks, scale: 1.0, base: TargetBase::Zero };
+        let first = self.panels(0, from, to).next().map_or(0, |panel| panel.start);
+        let lanes_deep = kernel.depth_lanes(depth);
+        for (at, rows) in self.panels(depth, 0, to - from).zip(self.panels(depth, from, to)) {
+            let rows = Panel { start: rows.start - first, ..rows };
+            for columns in thin.panels(kernel, ranks) {
+                let part = Part {
+                    depth: lanes_deep,
+                    left: lanes[at.offset..][..lanes_deep * at.stride].as_ptr(),
+                    right: thin.lanes[columns.offset..][..lanes_deep * columns.stride].as_ptr(),
+                };
+                // SAFETY: the slices above hold the panels; `low` holds the rows and is borrowed for this call.
+                unsafe { kernel.run(&target.tile(kernel, rows, columns, 0, &[part])) };
+            }
+        }
+    }
+
+    /// The rows of the panels `from..to`, counted from the chunk's start.
+    fn row_range(&self, from: usize, to: usize) -> Option<(usize, usize)> {
+        let mut panels = self.panels(0, from, to);
+        let first = panels.next()?;
+        let last = panels.last().unwrap_or(first);
+        Some((first.start, last.start + last.count))
+    }
+
+    /// Packs some panels of a side and returns them.
+    ///
+    /// # Safety
+    /// As [`Chunk::pack`].
+    unsafe fn pack_side<'p>(
+        &self,
+        left: &Operand<'_>,
+        origin: Origin,
+        side: Side,
+        panels: Range<usize>,
+        packed: SharedSlice<'p, u32>,
+    ) -> &'p [u32] {
+        let depth = depth_of(self.inputs, side);
+        let length = self.kernel.left_stride() * self.kernel.depth_lanes(depth);
+        // SAFETY: the caller's promise.
+        let lanes = unsafe { packed.slice(self.areas.offset(side) + panels.start * length, panels.len() * length) };
+        let skipped = panels.start * length;
+        let panels = self.panels(depth, panels.start, panels.end).map(|panel| Panel {
+            offset: panel.offset - skipped,
+            start: panel.start - origin.skipped,
+            ..panel
+        });
+        left.pack(self.kernel, origin.first, panels, 0..depth, lanes);
+        lanes
+    }
+
+    /// Every output cut by columns, and by rows too where there are few columns for the threads.
+    fn jobs<E>(&self, outputs: &[Output<'_, E>], parallel: bool) -> Vec<Job> {
+        let panels = self.panel_count();
+        let column_jobs: usize = outputs.iter().map(|output| output.columns.div_ceil(JOB_COLUMNS)).sum();
+        let wanted = if parallel { 3 * rayon::current_num_threads() } else { 1 };
+        let row_jobs = wanted.div_ceil(column_jobs.max(1)).clamp(1, panels);
+        let mut jobs = Vec::with_capacity(column_jobs * row_jobs);
+        for (output, columns) in outputs.iter().map(|output| output.columns).enumerate() {
+            for first in (0..columns).step_by(JOB_COLUMNS) {
+                jobs.extend((0..row_jobs).map(|part| Job {
+                    output,
+                    first,
+                    last: columns.min(first + JOB_COLUMNS),
+                    from: part * panels / row_jobs,
+                    to: (part + 1) * panels / row_jobs,
+                }));
+            }
+        }
+        jobs
+    }
+}
+
+/// The columns `first..last` of an output, for the left panels `from..to`.
+struct Job {
+    output: usize,
+    first: usize,
+    last: usize,
+    from: usize,
+    to: usize,
+}
+
+/// A stretch of a term's depth within a block.
+struct Piece<'a> {
+    side: Side,
+    right: Operand<'a>,
+    depth: Range<usize>,
+    /// Lanes into the buffer of expanded right tiles.
+    offset: usize,
+}
+
+impl Job {
+    /// # Safety
+    /// Nobody else touches these elements of the target.
+    unsafe fn run<E: Element>(&self, chunk: &Chunk<'_>, outputs: &[Output<'_, E>], packed: &[u32]) {
+        let &Self { first, last, from, to, .. } = self;
+        let output = &outputs[self.output];
+        let (kernel, columns) = (chunk.kernel, last - first);
+        let target = output.target;
+        let target = Target { offset: target.offset + chunk.start * target.stride + first, ..target };
+        let blocks = blocks(kernel, chunk.inputs, &output.terms, columns);
+        let expanded_len = blocks.iter().map(|block| block.lanes).max().unwrap_or(0);
+        let mut expanded = Scratch::<u32>::take(expanded_len);
+        // Sums between blocks of a deep product; with one block there are none.
+        let Some((first_row, last_row)) = chunk.row_range(from, to) else { return };
+        let between = if blocks.len() > 1 { (last_row - first_row) * JOB_COLUMNS } else { 0 };
+        let mut between = Scratch::<f32>::take(between);
+        let mut parts = Vec::new();
+        for (b, block) in blocks.iter().enumerate() {
+            for piece in &block.pieces {
+                let panels = right_panels(kernel, columns, piece.depth.len());
+                let to = &mut expanded[piece.offset..];
+                piece.right.pack(kernel, first, panels, piece.depth.clone(), to);
+            }
+            let is_last = b + 1 == blocks.len();
+            for (i, rows) in chunk.panels(0, from, to).enumerate() {
+                for (j, right) in right_panels(kernel, columns, 0).enumerate() {
+                    parts.clear();
+                    parts.extend(block.pieces.iter().map(|piece| {
+                        let depth = kernel.depth_lanes(piece.depth.len());
+                        let whole = kernel.depth_lanes(depth_of(chunk.inputs, piece.side));
+                        let skipped = kernel.depth_lanes(piece.depth.start);
+                        let left = chunk.areas.offset(piece.side) + ((from + i) * whole + skipped) * rows.stride;
+                        let offset = piece.offset + j * depth * kernel.columns();
+                        Part {
+                            depth,
+                            left: packed[left..][..depth * rows.stride].as_ptr(),
+                            right: expanded[offset..][..depth * right.stride].as_ptr(),
+                        }
+                    }));
+                    let sums = (rows.start - first_row) * JOB_COLUMNS + right.start;
+                    let initial = (b > 0).then(|| Initial { sums: between[sums..].as_ptr(), stride: JOB_COLUMNS });
+                    // SAFETY: the slices above hold the panels; the target was checked whole and is the caller's to
+                    // write; the sums between blocks are this job's own, a row of them as wide as the job.
+                    unsafe {
+                        if is_last {
+                            kernel.run(&Tile { initial, ..target.tile(kernel, rows, right, first, &parts) });
+                        } else {
+                            let output = between[sums..].as_mut_ptr();
+                            let columns = right.stride;
+                            kernel.run(&Tile {
+                                parts: &parts,
+                                initial,
+                                output,
+                                output_stride: JOB_COLUMNS,
+                                rows: rows.count,
+                                columns,
+                                vectors: columns / kernel.lanes(),
+                                scale: 1.0,
+                                base: super::Base::Zero,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Pieces whose right tiles are expanded together.
+struct Block<'a> {
+    pieces: Vec<Piece<'a>>,
+    lanes: usize,
+}
+
+/// The depth of all terms, cut so that a block's right tiles stay in the cache.
+fn blocks<'a>(kernel: Kernel, inputs: &[Input<'_>], terms: &[Term<'a>], columns: usize) -> Vec<Block<'a>> {
+    let elements = DEPTH_LANES * if kernel.pairs() { 2 } else { 1 };
+    let mut blocks = vec![Block { pieces: vec![], lanes: 0 }];
+    let mut room = elements;
+    for term in terms {
+        let depth = depth_of(inputs, term.side);
+        let mut start = 0;
+        while start < depth {
+            if room == 0 {
+                blocks.push(Block { pieces: vec![], lanes: 0 });
+                room = elements;
+            }
+            let end = depth.min(start + room);
+            // An odd end takes a whole lane, so that blocks start on lanes.
+            room = room.saturating_sub((end - start).next_multiple_of(2));
+            if let Some(block) = blocks.last_mut() {
+                let offset = block.lanes;
+                block.lanes += right_len(kernel, columns, end - start);
+                block.pieces.push(Piece { side: term.side, right: term.right, depth: start..end, offset });
+            }
+            start = end;
+        }
+    }
+    blocks
+}
