@@ -27,13 +27,15 @@ fn measured_memory_stays_within_the_prediction_and_the_silo() {
     world.succeed(&arguments);
 
     let summary = world.json("runs/r8/summary.json");
-    let has = [("clinic", 700.0), ("bank", 400.0), ("factory", 200.0), ("edge", 110.0)];
+    let has = [("clinic", 250.0), ("bank", 160.0), ("factory", 96.0), ("edge", 64.0)];
     for (silo, memory_mib) in has {
         let figures = &summary["silos"][silo];
         let of = |side: &str| figures[side]["memory_mib"].as_f64().unwrap();
         let (predicted, measured) = (of("predicted"), of("measured"));
         assert!(predicted <= memory_mib, "{silo}: {predicted} MiB are planned of {memory_mib}");
-        assert!(measured <= 1.15 * predicted, "{silo}: {measured} MiB measured, {predicted} predicted");
+        // Four steps seldom meet a batch as large as the plan provides for.
+        let share = measured / predicted;
+        assert!((0.8..=1.05).contains(&share), "{silo}: {measured} MiB measured, {predicted} predicted");
         assert!(measured <= memory_mib, "{silo}: {measured} MiB measured of {memory_mib}");
     }
 }

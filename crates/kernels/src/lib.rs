@@ -53,3 +53,4 @@ pub use linear::{
 pub use map::{MappedFile, map_file};
 pub use norm::{NormOutput, NormSaved, layer_norm_backward, layer_norm_forward, rms_norm_backward, rms_norm_forward};
 pub use rotary::RotaryTable;
+pub use scratch::free_working_memory;

@@ -31,6 +31,18 @@ macro_rules! pooled {
 }
 pooled!(u16, u32, f32);
 
+/// Frees the working memory that this thread and those of the current rayon pool keep from call to call, so that what is
+/// measured next contains it.
+pub fn free_working_memory() {
+    let free = || {
+        u16::pool().take();
+        u32::pool().take();
+        f32::pool().take();
+    };
+    free();
+    rayon::broadcast(|_| free());
+}
+
 /// A buffer aligned to a cache line, taken from this thread's pool and given back when dropped. Its contents are those
 /// of its last use.
 pub(crate) struct Scratch<T: Pooled> {
@@ -39,14 +51,23 @@ pub(crate) struct Scratch<T: Pooled> {
     len: usize,
 }
 
+/// The shortest buffer of at least `len`, or else the longest, so that large requests do not each leave one behind.
+fn best<T>(pool: &mut Vec<Vec<T>>, len: usize) -> Option<Vec<T>> {
+    let key = |buffer: &Vec<T>| if buffer.len() >= len { buffer.len() } else { usize::MAX - buffer.len() };
+    let index = (0..pool.len()).min_by_key(|&i| key(&pool[i]))?;
+    Some(pool.swap_remove(index))
+}
+
 impl<T: Pooled> Scratch<T> {
     pub(crate) fn take(len: usize) -> Self {
         if cfg!(exact_scratch) {
             return Self { buffer: vec![T::default(); len], start: 0, len };
         }
-        let mut buffer = T::pool().with_borrow_mut(Vec::pop).unwrap_or_default();
         let padded = len + LINE / size_of::<T>();
+        let mut buffer = T::pool().with_borrow_mut(|pool| best(pool, padded)).unwrap_or_default();
         if buffer.len() < padded {
+            // Freed first: both at once would be more than is ever needed.
+            drop(buffer);
             buffer = vec![T::default(); padded];
         }
         let misaligned = buffer.as_ptr().addr() % LINE;

@@ -28,8 +28,10 @@ pub trait HeapMeter: Send + Sync {
     fn reset_peak(&self);
 }
 
-/// Bytes that `body` allocates at most beyond what was there before, and its result.
+/// Bytes that `body` allocates at most beyond what was there before, and its result. What kernels keep from call to call
+/// is freed before, so that all they need counts.
 pub(crate) fn peak_of<R>(meter: &dyn HeapMeter, body: impl FnOnce() -> R) -> (u64, R) {
+    fedpipe_kernels::free_working_memory();
     meter.reset_peak();
     let before = meter.current_bytes();
     let result = body();

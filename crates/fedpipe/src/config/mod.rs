@@ -289,7 +289,7 @@ impl Serialize for Recompute {
 pub struct EvaluationConfig {
     /// Rounds from one evaluation to the next; 0 leaves only the one at the end.
     pub every: u32,
-    /// Test examples of an evaluation between rounds; the one at the end takes all.
+    /// Test examples of an evaluation between rounds, over bf16 weights; the one at the end takes all, over f32.
     pub examples: usize,
 }
 

@@ -91,6 +91,12 @@ impl<'a, E: Element + Pod> Fast<'a, E> {
         Some(Slot(self.slots - 1))
     }
 
+    /// Starts with a value of `rows` rows, whose number most others follow.
+    pub(super) fn start(&self, rows: usize) {
+        self.pools.elements.start(rows);
+        self.pools.floats.start(rows);
+    }
+
     pub(super) fn elements(&self, len: usize) -> Buffer<E> {
         self.pools.elements.take(len)
     }
@@ -281,6 +287,7 @@ impl<'a, E: Element + Pod> Ops<'a> for Fast<'a, E> {
     }
 
     fn constant(&mut self, rows: usize, columns: usize, bytes: &[u8]) -> Result<Value, Error> {
+        self.start(rows);
         let mut values = self.elements(rows * columns);
         let to: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
         if to.len() != bytes.len() {

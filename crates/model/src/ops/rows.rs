@@ -28,6 +28,7 @@ pub(super) fn embed<E: Element + Pod>(
     tables: &[(&FrozenMatrix, &[u32])],
 ) -> Result<Value, Error> {
     let (tokens, hidden) = check(tables)?;
+    tape.start(tokens);
     let mut sum = tape.elements(tokens * hidden);
     gather(tables, &mut sum);
     Ok(tape.value(hidden, sum, None))
