@@ -3,6 +3,7 @@
 use crate::{Adapter, Failure, Measured, Plan, Seed, SiloId, SiloProfile, WeightId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Version of [`RunState`] in checkpoints.
 pub const RUN_STATE_VERSION: u32 = 2;
@@ -10,12 +11,26 @@ pub const RUN_STATE_VERSION: u32 = 2;
 /// Quality of the federation's model on held-out examples.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Share of examples whose most probable label is right.
-    pub accuracy: f64,
-    /// Mean cross-entropy, in nats.
+    /// Share of examples whose most probable label is right; none where texts are written instead of labelled.
+    pub accuracy: Option<f64>,
+    /// Mean cross-entropy, in nats: of a label, or of a token.
     pub loss: f64,
     /// Number of examples.
     pub examples: u64,
+}
+
+impl Metrics {
+    /// The figure that people compare, with its name: the accuracy, or else the perplexity.
+    pub fn headline(&self) -> (&'static str, f64) {
+        self.accuracy.map_or(("perplexity", self.loss.exp()), |accuracy| ("accuracy", accuracy))
+    }
+}
+
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, value) = self.headline();
+        write!(f, "{name} {value:.4}, loss {:.4}", self.loss)
+    }
 }
 
 /// One silo's part in a round.

@@ -4,7 +4,7 @@ use crate::config::{self, Config};
 use crate::error::AppError;
 use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, SiloId, Trainer};
 use fedpipe_federation::partition::{Examples, Partition};
-use fedpipe_model::data::{Columns, DataError, Dataset, Example, Labels, TextEncoder, read_all};
+use fedpipe_model::data::{Columns, DataError, Dataset, Example, Labels, Targets, TextEncoder, read_all};
 use fedpipe_model::io::{ModelSource, resolve};
 use fedpipe_model::{
     BaseModel, CacheSettings, HeapMeter, ProfileSettings, SiloSettings, SiloTrainer, adapter::fresh_head,
@@ -68,8 +68,11 @@ impl Setup {
     pub fn transport(&self, device: DeviceProfile, meter: &Arc<dyn HeapMeter>) -> LocalTransport {
         let device = Arc::new(device);
         let trainers = self.silos.iter().map(|settings| {
-            let data =
-                self.train.get(&settings.silo).cloned().unwrap_or_else(|| Dataset::pack(&[] as &[&[u32]], vec![]));
+            let data = self
+                .train
+                .get(&settings.silo)
+                .cloned()
+                .unwrap_or_else(|| Dataset::pack(&[] as &[&[u32]], Targets::None));
             let candidates = self.spec.candidates.clone();
             let trainer =
                 SiloTrainer::new(settings.clone(), self.base.clone(), candidates, data, device.clone(), meter.clone());
@@ -104,7 +107,11 @@ impl Setup {
         self.labels.names().iter().for_each(|name| add(name.as_bytes()));
         for (name, data) in self.train.iter().map(|(id, data)| (id.as_str(), data)).chain([("test", &self.test)]) {
             add(name.as_bytes());
-            for values in [&data.ids, &data.labels] {
+            let targets: &[u32] = match &data.targets {
+                Targets::None => &[],
+                Targets::Classes(targets) | Targets::Tokens(targets) => targets,
+            };
+            for values in [&data.ids, targets] {
                 add(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
             }
             add(&data.offsets.iter().flat_map(|&v| (v as u64).to_le_bytes()).collect::<Vec<_>>());
@@ -197,7 +204,7 @@ fn split(config: &Config, examples: &[Example], data: &Dataset) -> Result<BTreeM
         config::Partition::Iid => Partition::Iid,
         config::Partition::Column { name } => Partition::Column { name: name.clone() },
     };
-    let labels: Vec<usize> = data.labels.iter().map(|&label| label as usize).collect();
+    let labels: Vec<usize> = data.classes().iter().map(|&label| label as usize).collect();
     let sites: Option<Vec<String>> = examples.iter().map(|e| e.site.clone()).collect();
     // A silo should at least fill the smallest batch that it may be given.
     let min_examples = config.plan.batch_sizes.iter().copied().min().unwrap_or(1);

@@ -20,8 +20,10 @@ pub struct Summary {
     pub seed: u64,
     /// Rounds completed.
     pub rounds: u32,
-    /// Share of all test examples that is labelled right, at the end.
+    /// Share of all test examples that is labelled right, at the end; none where texts are written.
     pub accuracy: Option<f64>,
+    /// Perplexity of a token of the test examples, at the end; none where texts are labelled.
+    pub perplexity: Option<f64>,
     /// Mean cross-entropy over all test examples, at the end.
     pub loss: Option<f64>,
     /// Values in the merged adapter and the head.
@@ -110,7 +112,8 @@ impl Summary {
             method: state.method.clone(),
             seed: state.seed.0,
             rounds: state.round,
-            accuracy: metrics.map(|m| m.accuracy),
+            accuracy: metrics.and_then(|m| m.accuracy),
+            perplexity: metrics.map(Metrics::headline).and_then(|(name, x)| (name == "perplexity").then_some(x)),
             loss: metrics.map(|m| m.loss),
             trainable_parameters: state.adapter.parameters() as u64,
             bytes_up: state.bytes_up,
@@ -208,7 +211,7 @@ mod tests {
     fn it_reads_back_under_the_promised_names() {
         let summary = Summary::of(&fixture::state(), Some(&fixture::metrics()), "virtual");
         let json = serde_json::to_value(&summary).unwrap();
-        let promised = "method seed rounds accuracy loss trainable_parameters bytes_up bytes_down wall_seconds \
+        let promised = "method seed rounds accuracy perplexity loss trainable_parameters bytes_up bytes_down wall_seconds \
                         virtual_seconds tokens_per_second peak_rss_mib";
         for name in promised.split_whitespace() {
             assert!(json.get(name).is_some(), "{name}");

@@ -78,12 +78,12 @@ pub fn predict(
 pub fn evaluate(encoder: &dyn Encoder, head_module: &str, adapter: &Adapter, data: &Dataset) -> Result<Metrics, Error> {
     let logits = logits(encoder, head_module, adapter, data)?;
     let (mut right, mut loss) = (0usize, 0.0);
-    for (logits, &label) in logits.iter().zip(&data.labels) {
+    for (logits, &label) in logits.iter().zip(data.classes()) {
         right += usize::from(most_probable(logits) == label as usize);
         loss += surprise(logits, label as usize);
     }
     let examples = logits.len().max(1) as f64;
-    Ok(Metrics { accuracy: right as f64 / examples, loss: loss / examples, examples: logits.len() as u64 })
+    Ok(Metrics { accuracy: Some(right as f64 / examples), loss: loss / examples, examples: logits.len() as u64 })
 }
 
 /// The first of the highest logits.

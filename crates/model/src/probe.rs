@@ -54,11 +54,11 @@ pub(crate) fn probe(
         }
         attached.iter().for_each(|(_, triplets)| triplets.compose(parameters));
         let batch = data.subset(&indices);
-        let offsets: Offsets = batch.offsets.into();
+        let offsets: Offsets = batch.offsets.as_slice().into();
         gradients.clear();
         let mut ops = workspace.ops(parameters, &adapters, Pass::Training)?;
         let pooled = encoder.pooled(&mut *ops, &batch.ids, &offsets)?;
-        let loss = finite(ops.classify(&pooled, head, Some(&batch.labels))?.loss, step)?;
+        let loss = finite(ops.classify(&pooled, head, Some(batch.classes()))?.loss, step)?;
         drop(pooled);
         ops.backward(&mut gradients)?;
         drop(ops);

@@ -7,7 +7,7 @@
 
 use crate::adapter::fresh_head;
 use crate::arch::Encoder;
-use crate::data::Dataset;
+use crate::data::{Dataset, Targets};
 use crate::evaluate::logits;
 use crate::ops::OpsKind;
 use crate::{BaseModel, Error, Training, train};
@@ -152,7 +152,7 @@ struct Step {
 impl Bench<'_> {
     fn texts(&self, texts: usize, tokens: usize) -> Dataset {
         let ids = (0..tokens as u32).map(|i| i % self.base.outline().vocabulary as u32).collect::<Vec<_>>();
-        Dataset::pack(&vec![ids; texts], vec![0; texts])
+        Dataset::pack(&vec![ids; texts], Targets::Classes(vec![0; texts]))
     }
 
     fn adapter(&self, lowest: usize, rank: usize) -> Adapter {

@@ -191,6 +191,7 @@ fn memory(measured: &Measured) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Targets;
     use fedpipe_core::{Adapter, BaseFormat, Head, LowRank, Seed};
     use std::path::Path;
 
@@ -214,7 +215,7 @@ mod tests {
         let base = Arc::new(BaseModel::open(&folder).unwrap());
         let settings = SiloSettings { silo: "a".into(), memory_mib: 1, speed: 1.0, bandwidth_mbps: 1.0, cache };
         let candidates = base.outline().candidates.clone();
-        let data = Dataset::pack(&[vec![2, 5, 3], vec![2, 3]], vec![0, 1]);
+        let data = Dataset::pack(&[vec![2, 5, 3], vec![2, 3]], Targets::Classes(vec![0, 1]));
         let device = DeviceProfile {
             device: String::new(),
             memory: Default::default(),

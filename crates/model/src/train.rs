@@ -72,7 +72,7 @@ pub fn train(
                 encoder.pooled_from(&mut *ops, first, x, &offsets)?
             }
         };
-        let loss = finite(ops.classify(&pooled, head, Some(&batch.labels))?.loss, step)?;
+        let loss = finite(ops.classify(&pooled, head, Some(batch.classes()))?.loss, step)?;
         drop(pooled);
         ops.backward(&mut gradients)?;
         drop(ops);

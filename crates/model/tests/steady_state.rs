@@ -4,7 +4,7 @@
 use fedpipe_core::{Adapter, BaseFormat, LowRank, Seed, Stop, TrainWork};
 use fedpipe_kernels::CountingAllocator;
 use fedpipe_model::adapter::fresh_head;
-use fedpipe_model::data::Dataset;
+use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::ops::OpsKind;
 use fedpipe_model::{BaseModel, CacheLimits, Prefix, PrefixCache, Training, train};
 use std::alloc::System;
@@ -25,7 +25,7 @@ fn fixture() -> BaseModel {
 
 fn texts(count: u32, length: u32) -> Dataset {
     let text = |i: u32| (0..length).map(|j| 5 + (i * 7 + j * 3) % 50).collect::<Vec<u32>>();
-    Dataset::pack(&(0..count).map(text).collect::<Vec<_>>(), (0..count).map(|i| i % 2).collect())
+    Dataset::pack(&(0..count).map(text).collect::<Vec<_>>(), Targets::Classes((0..count).map(|i| i % 2).collect()))
 }
 
 fn work(base: &BaseModel, lowest: usize, base_format: BaseFormat, steps: usize) -> TrainWork {

@@ -16,7 +16,8 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
     let text = match args.json {
         true => serde_json::to_string(&metrics).map_err(AppError::other)?,
         false => {
-            format!("accuracy {:.4}\nloss     {:.4}\nexamples {}", metrics.accuracy, metrics.loss, metrics.examples)
+            let (name, value) = metrics.headline();
+            format!("{name:<10} {value:.4}\nloss       {:.4}\nexamples   {}", metrics.loss, metrics.examples)
         }
     };
     writeln!(std::io::stdout().lock(), "{text}").map_err(AppError::output)

@@ -44,12 +44,9 @@ impl Narrator {
             Event::RoundFinished(record) => self.round(record),
             Event::SiloFailed(failure) => failed(failure),
             Event::Warning { message } => format!("warning: {message}"),
-            Event::Evaluated(metrics) => format!(
-                "final: accuracy {:.4}, loss {:.4} on {} examples",
-                metrics.accuracy,
-                metrics.loss,
-                format::count(metrics.examples)
-            ),
+            Event::Evaluated(metrics) => {
+                format!("final: {metrics} on {} examples", format::count(metrics.examples))
+            }
             Event::Finished { rounds, stopped: true } => format!("stopped after {rounds} of {} rounds", self.rounds),
             Event::Finished { rounds, stopped: false } => format!("finished {rounds} rounds"),
             Event::RoundStarted { .. } | Event::Step { .. } | Event::Checkpointed { .. } => String::new(),
@@ -58,10 +55,7 @@ impl Narrator {
 
     fn round(&mut self, record: &RoundRecord) -> String {
         self.clock_s += record.seconds;
-        let quality = record
-            .metrics
-            .as_ref()
-            .map_or(String::new(), |metrics| format!("accuracy {:.4}, loss {:.4}; ", metrics.accuracy, metrics.loss));
+        let quality = record.metrics.as_ref().map_or(String::new(), |metrics| format!("{metrics}; "));
         let losses: Vec<String> =
             record.silos.iter().map(|silo| format!("{} {:.3}", silo.silo, silo.measured.loss)).collect();
         let losses = if losses.is_empty() { "no silo delivered".to_string() } else { losses.join(", ") };

@@ -76,7 +76,7 @@ impl Progress {
             Event::RoundFinished(record) => {
                 self.end_round();
                 self.rounds.set_position(u64::from(record.round));
-                let quality = record.metrics.as_ref().map(|m| format!("accuracy {:.4}", m.accuracy));
+                let quality = record.metrics.as_ref().map(ToString::to_string);
                 self.rounds.set_message(quality.unwrap_or_default());
             }
             Event::Finished { .. } => {

@@ -56,7 +56,8 @@ impl<W: Write + Send> Reporter for TensorBoard<W> {
 }
 
 fn of_metrics(prefix: &str, metrics: &Metrics) -> Vec<(String, f64)> {
-    vec![(format!("{prefix}/accuracy"), metrics.accuracy), (format!("{prefix}/loss"), metrics.loss)]
+    let (name, value) = metrics.headline();
+    vec![(format!("{prefix}/{name}"), value), (format!("{prefix}/loss"), metrics.loss)]
 }
 
 fn of_round(record: &RoundRecord) -> Vec<(String, f64)> {
@@ -236,7 +237,7 @@ mod tests {
         }
         let state = fixture::state();
         let second = &state.history[1];
-        let accuracy = second.metrics.as_ref().unwrap().accuracy as f32;
+        let accuracy = second.metrics.as_ref().unwrap().accuracy.unwrap() as f32;
         for expected in [
             (2, "evaluation/accuracy".to_string(), accuracy),
             (2, "loss/bank".to_string(), second.silos[0].measured.loss as f32),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::Targets;
 use fedpipe_core::{Adapter, Head, Seed};
 use half::bf16;
 use proptest::prelude::*;
@@ -142,7 +143,7 @@ proptest! {
         disk_bytes in 0u64..200,
     ) {
         let (_folder, mut cache) = cache(ram_bytes, disk_bytes);
-        let data = Dataset::pack(&texts, vec![]);
+        let data = Dataset::pack(&texts, Targets::None);
         for indices in batches {
             let batch = data.subset(&indices.iter().map(|i| i % data.len()).collect::<Vec<_>>());
             let before = cache.used();
@@ -165,7 +166,7 @@ proptest! {
 #[test]
 fn with_room_for_all_every_epoch_but_the_first_hits() {
     let (_folder, mut cache) = cache(1 << 10, 0);
-    let data = Dataset::pack(&[vec![1, 2], vec![3], vec![4, 5, 6]], vec![]);
+    let data = Dataset::pack(&[vec![1, 2], vec![3], vec![4, 5, 6]], Targets::None);
     for _ in 0..3 {
         let mut to = vec![bf16::ZERO; HIDDEN * data.tokens()];
         cache.fill(&data, &mut to, |missing| Ok::<_, Infallible>(computed(missing))).unwrap();
@@ -176,7 +177,7 @@ fn with_room_for_all_every_epoch_but_the_first_hits() {
 #[test]
 fn an_error_of_computing_is_handed_on_and_keeps_nothing() {
     let (_folder, mut cache) = cache(1 << 10, 0);
-    let data = Dataset::pack(&[vec![1, 2]], vec![]);
+    let data = Dataset::pack(&[vec![1, 2]], Targets::None);
     assert_eq!(cache.fill(&data, &mut [bf16::ZERO; 2 * HIDDEN], |_| Err("stopped")), Err("stopped"));
     assert_eq!(cache.used(), CacheUse { lookups: 1, ..CacheUse::default() });
 }

@@ -2,27 +2,37 @@
 
 use super::DataError;
 
-/// Encoded examples. Text `i` is `ids[offsets[i]..offsets[i + 1]]`; its class is `labels[i]`.
+/// What texts are trained and measured on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// Nothing: they are only read.
+    None,
+    /// The class of each text, `[texts]`.
+    Classes(Vec<u32>),
+    /// The token to write after each token, or [`IGNORED`](fedpipe_kernels::IGNORED), `[tokens]`.
+    Tokens(Vec<u32>),
+}
+
+/// Encoded examples. Text `i` is `ids[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
     /// Tokens of all texts, one after the other.
     pub ids: Vec<u32>,
     /// `[texts + 1]`; the first is 0.
     pub offsets: Vec<usize>,
-    /// `[texts]`, or nothing when the texts are not labelled.
-    pub labels: Vec<u32>,
+    /// What is to be learnt of them.
+    pub targets: Targets,
 }
 
 /// Some texts of a [`Dataset`], packed the same way: no padding.
 pub type Batch = Dataset;
 
 impl Dataset {
-    /// Packs sequences; `labels` has one a text, or is empty.
+    /// Packs sequences.
     ///
     /// # Panics
-    /// When there are labels, but not one a text.
-    pub fn pack(texts: &[impl AsRef<[u32]>], labels: Vec<u32>) -> Self {
-        assert!(labels.is_empty() || labels.len() == texts.len(), "one label a text");
+    /// When there are classes, but not one a text, or next tokens, but not one a token.
+    pub fn pack(texts: &[impl AsRef<[u32]>], targets: Targets) -> Self {
         let mut ids = Vec::with_capacity(texts.iter().map(|t| t.as_ref().len()).sum());
         let mut offsets = Vec::with_capacity(texts.len() + 1);
         offsets.push(0);
@@ -30,7 +40,12 @@ impl Dataset {
             ids.extend_from_slice(text.as_ref());
             offsets.push(ids.len());
         }
-        Self { ids, offsets, labels }
+        match &targets {
+            Targets::None => {}
+            Targets::Classes(classes) => assert_eq!(classes.len(), texts.len(), "one class a text"),
+            Targets::Tokens(next) => assert_eq!(next.len(), ids.len(), "one next token a token"),
+        }
+        Self { ids, offsets, targets }
     }
 
     /// Number of texts.
@@ -53,6 +68,14 @@ impl Dataset {
         self.offsets.windows(2).map(|pair| pair[1] - pair[0])
     }
 
+    /// The class of each text; none where texts have no classes.
+    pub fn classes(&self) -> &[u32] {
+        match &self.targets {
+            Targets::Classes(classes) => classes,
+            Targets::None | Targets::Tokens(_) => &[],
+        }
+    }
+
     /// The tokens of one text.
     ///
     /// # Panics
@@ -67,8 +90,15 @@ impl Dataset {
     /// When an index reaches past the texts.
     pub fn subset(&self, indices: &[usize]) -> Self {
         let texts: Vec<&[u32]> = indices.iter().map(|&i| self.text(i)).collect();
-        let labels = if self.labels.is_empty() { vec![] } else { indices.iter().map(|&i| self.labels[i]).collect() };
-        Self::pack(&texts, labels)
+        let targets = match &self.targets {
+            Targets::None => Targets::None,
+            Targets::Classes(classes) => Targets::Classes(indices.iter().map(|&i| classes[i]).collect()),
+            Targets::Tokens(next) => {
+                let of = |&i: &usize| &next[self.offsets[i]..self.offsets[i + 1]];
+                Targets::Tokens(indices.iter().flat_map(of).copied().collect())
+            }
+        };
+        Self::pack(&texts, targets)
     }
 
     /// Refuses tokens that a model of `vocabulary` tokens has no embedding for.
@@ -88,7 +118,7 @@ mod tests {
     use super::*;
 
     fn dataset() -> Dataset {
-        Dataset::pack(&[vec![1, 2, 3], vec![], vec![4]], vec![0, 1, 2])
+        Dataset::pack(&[vec![1, 2, 3], vec![], vec![4]], Targets::Classes(vec![0, 1, 2]))
     }
 
     #[test]
@@ -99,16 +129,20 @@ mod tests {
     }
 
     #[test]
-    fn a_subset_keeps_the_order_asked_for_and_the_labels() {
+    fn a_subset_keeps_the_order_asked_for_and_the_targets() {
         let some = dataset().subset(&[2, 0, 2]);
-        assert_eq!(some, Dataset::pack(&[vec![4], vec![1, 2, 3], vec![4]], vec![2, 0, 2]));
+        let classes = Targets::Classes(vec![2, 0, 2]);
+        assert_eq!(some, Dataset::pack(&[vec![4], vec![1, 2, 3], vec![4]], classes));
+        let next = Targets::Tokens(vec![2, 3, 9, 8]);
+        let some = Dataset::pack(&[vec![1, 2, 3], vec![], vec![4]], next).subset(&[2, 1, 0]);
+        assert_eq!(some.targets, Targets::Tokens(vec![8, 2, 3, 9]));
         assert!(dataset().subset(&[]).is_empty());
     }
 
     #[test]
     fn unlabelled_texts_stay_unlabelled() {
-        let some = Dataset::pack(&[vec![1], vec![2]], vec![]).subset(&[1]);
-        assert_eq!((some.len(), some.labels.len()), (1, 0));
+        let some = Dataset::pack(&[vec![1], vec![2]], Targets::None).subset(&[1]);
+        assert_eq!((some.len(), some.targets), (1, Targets::None));
     }
 
     #[test]

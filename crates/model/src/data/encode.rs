@@ -1,6 +1,6 @@
 //! Texts into tokens, by the tokenizer that came with the model.
 
-use super::{DataError, Dataset, Example, Labels};
+use super::{DataError, Dataset, Example, Labels, Targets};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
@@ -61,7 +61,7 @@ impl TextEncoder {
     pub fn examples(&self, examples: &[Example], labels: &Labels) -> Result<Dataset, DataError> {
         let classes = examples.iter().map(|e| labels.class_of(e)).collect::<Result<Vec<u32>, _>>()?;
         let texts: Vec<&str> = examples.iter().map(|e| e.text.as_str()).collect();
-        Ok(Dataset { labels: classes, ..self.texts(&texts)? })
+        Ok(Dataset { targets: Targets::Classes(classes), ..self.texts(&texts)? })
     }
 
     /// The tokens of texts without labels, in their order.
@@ -70,7 +70,7 @@ impl TextEncoder {
     /// When a token is not in the model's vocabulary.
     pub fn texts(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Dataset, DataError> {
         let tokens = texts.par_iter().map(|text| self.tokens(text.as_ref())).collect::<Result<Vec<_>, _>>()?;
-        let dataset = Dataset::pack(&tokens, vec![]);
+        let dataset = Dataset::pack(&tokens, Targets::None);
         dataset.check_vocabulary(self.vocabulary)?;
         Ok(dataset)
     }
@@ -125,7 +125,10 @@ mod tests {
         let examples = [example("Oil price wheat", "b"), example("", "a"), example("gold", "b")];
         let labels = Labels::of(&examples).unwrap();
         let dataset = encoder.examples(&examples, &labels).unwrap();
-        assert_eq!(dataset, Dataset::pack(&[vec![1, 5, 6, 2], vec![1, 2], vec![1, 3, 2]], vec![1, 0, 1]));
+        assert_eq!(
+            dataset,
+            Dataset::pack(&[vec![1, 5, 6, 2], vec![1, 2], vec![1, 3, 2]], Targets::Classes(vec![1, 0, 1]))
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod labels;
 mod read;
 
 pub use batches::Batches;
-pub use dataset::{Batch, Dataset};
+pub use dataset::{Batch, Dataset, Targets};
 pub use encode::TextEncoder;
 pub use error::DataError;
 pub use labels::Labels;

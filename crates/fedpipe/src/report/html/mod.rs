@@ -74,7 +74,10 @@ fn figures(summary: &Summary) -> Markup {
     let quality = |value: Option<f64>| value.map_or_else(|| "—".to_string(), |value| format!("{value:.4}"));
     let memory = summary.peak_rss_mib.map_or_else(|| "—".to_string(), |mib| format!("{mib:.0} MiB"));
     let figures = [
-        ("test accuracy", quality(summary.accuracy)),
+        summary.perplexity.map_or_else(
+            || ("test accuracy", quality(summary.accuracy)),
+            |perplexity| ("test perplexity", quality(Some(perplexity))),
+        ),
         ("test loss (nats)", quality(summary.loss)),
         ("rounds", summary.rounds.to_string()),
         ("on the run's clock", seconds(summary.virtual_seconds)),
@@ -97,6 +100,11 @@ fn figures(summary: &Summary) -> Markup {
     }
 }
 
+/// What the run's quality is measured in.
+fn headline(state: &RunState) -> &'static str {
+    state.history.iter().find_map(|record| record.metrics.as_ref()).map_or("accuracy", |metrics| metrics.headline().0)
+}
+
 /// A curve by round and one by the run's clock.
 fn quality(state: &RunState) -> Markup {
     let mut clock_s = 0.0;
@@ -112,6 +120,7 @@ fn quality(state: &RunState) -> Markup {
         let x = |&(round, clock_s, _): &(f64, f64, &RoundRecord)| if by_clock { clock_s } else { round };
         records.iter().filter_map(|record| Some((x(record), value(record.2)?))).collect()
     };
+    let writes = headline(state) == "perplexity";
     let chart = |by_clock: bool, loss: bool| {
         let series = if loss {
             vec![
@@ -122,14 +131,22 @@ fn quality(state: &RunState) -> Markup {
                 Series { name: "training, mean of the silos".into(), points: points(by_clock, mean_training_loss) },
             ]
         } else {
-            let accuracy = points(by_clock, |r| Some(r.metrics.as_ref()?.accuracy));
-            vec![Series { name: "held-out examples".into(), points: accuracy }]
+            let headline = points(by_clock, |r| Some(r.metrics.as_ref()?.headline().1));
+            vec![Series { name: "held-out examples".into(), points: headline }]
         };
-        let what = if loss { "Loss" } else { "Accuracy" };
+        let what = match (loss, writes) {
+            (true, _) => "Loss",
+            (false, false) => "Accuracy",
+            (false, true) => "Perplexity",
+        };
         Chart {
             title: format!("{what} by {}", if by_clock { "the run's clock" } else { "round" }),
             x: if by_clock { "seconds on the run's clock" } else { "round" },
-            y: if loss { "cross-entropy (nats)" } else { "share labelled right" },
+            y: match (loss, writes) {
+                (true, _) => "cross-entropy (nats)",
+                (false, false) => "share labelled right",
+                (false, true) => "perplexity of a token",
+            },
             whole_x: !by_clock,
             series,
         }
@@ -207,7 +224,7 @@ fn rounds(state: &RunState) -> Markup {
                 thead { tr {
                     th class="n" { "round" } th class="n" { "silos" } th class="n" { "failures" }
                     th class="n" { "seconds" } th class="n" { "up" } th class="n" { "down" }
-                    th class="n" { "training loss" } th class="n" { "accuracy" } th class="n" { "loss" } th { }
+                    th class="n" { "training loss" } th class="n" { (headline(state)) } th class="n" { "loss" } th { }
                 } }
                 tbody {
                     @for record in &state.history {
@@ -219,7 +236,7 @@ fn rounds(state: &RunState) -> Markup {
                             td class="n" { (bytes(record.silos.iter().map(|silo| silo.bytes_up).sum())) }
                             td class="n" { (bytes(record.silos.iter().map(|silo| silo.bytes_down).sum())) }
                             td class="n" { (quality(mean_training_loss(record))) }
-                            td class="n" { (quality(record.metrics.as_ref().map(|m| m.accuracy))) }
+                            td class="n" { (quality(record.metrics.as_ref().map(|m| m.headline().1))) }
                             td class="n" { (quality(record.metrics.as_ref().map(|m| m.loss))) }
                             td { @if !record.merged { span class="tag" { "not merged" } } }
                         }
