@@ -5,7 +5,7 @@ use crate::error::AppError;
 use crate::run_dir::RunDir;
 use crate::setup::{check_length, open_model};
 use fedpipe_core::{Adapter, BaseFormat};
-use fedpipe_model::arch::Encoder;
+use fedpipe_model::arch::Backbone;
 use fedpipe_model::data::{Dataset, Labels, TextEncoder};
 use fedpipe_model::io::read_adapter;
 use fedpipe_model::{BaseModel, Prediction, predict};
@@ -84,7 +84,7 @@ impl Trained {
     ///
     /// # Errors
     /// When they cannot be read.
-    pub fn weights(&self) -> Result<Arc<dyn Encoder>, AppError> {
+    pub fn weights(&self) -> Result<Arc<dyn Backbone>, AppError> {
         Ok(self.base.encoder(BaseFormat::F32)?)
     }
 

@@ -1,7 +1,7 @@
 //! A base model on disk, and its frozen weights in the formats in use.
 
 use crate::Error;
-use crate::arch::{self, Architecture, Encoder, Outline};
+use crate::arch::{self, Architecture, Backbone, Outline};
 use crate::io::HfFolder;
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, ModelSpec};
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ pub struct BaseModel {
     folder: HfFolder,
     architecture: &'static Architecture,
     outline: Outline,
-    encoders: Mutex<BTreeMap<BaseFormat, Arc<dyn Encoder>>>,
+    encoders: Mutex<BTreeMap<BaseFormat, Arc<dyn Backbone>>>,
 }
 
 impl BaseModel {
@@ -47,12 +47,12 @@ impl BaseModel {
     ///
     /// # Errors
     /// When a weight is missing, broken or of the wrong shape.
-    pub fn encoder(&self, format: BaseFormat) -> Result<Arc<dyn Encoder>, Error> {
+    pub fn encoder(&self, format: BaseFormat) -> Result<Arc<dyn Backbone>, Error> {
         let mut encoders = self.encoders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(encoder) = encoders.get(&format) {
             return Ok(encoder.clone());
         }
-        let encoder: Arc<dyn Encoder> = (self.architecture.load)(&self.folder, format)?.into();
+        let encoder: Arc<dyn Backbone> = (self.architecture.load)(&self.folder, format)?.into();
         encoders.insert(format, encoder.clone());
         Ok(encoder)
     }

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::adapter::Adapters;
-use crate::arch::Encoder;
+use crate::arch::Backbone;
 use crate::data::Dataset;
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
@@ -29,7 +29,7 @@ pub struct Prediction {
 /// # Errors
 /// When the adapter does not fit the model, or a tensor operation fails.
 pub fn logits(
-    encoder: &dyn Encoder,
+    encoder: &dyn Backbone,
     head_module: &str,
     adapter: &Adapter,
     data: &Dataset,
@@ -39,7 +39,7 @@ pub fn logits(
     let head: BTreeMap<_, _> =
         adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
     let head = classification_head(head_module, &head)?;
-    let classes = parameters.get(head[0]).rows();
+    let classes = parameters.get(head.weight).rows();
     let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut logits = Vec::with_capacity(data.len());
@@ -59,7 +59,7 @@ pub fn logits(
 /// # Errors
 /// As [`logits`].
 pub fn predict(
-    encoder: &dyn Encoder,
+    encoder: &dyn Backbone,
     head_module: &str,
     adapter: &Adapter,
     data: &Dataset,
@@ -75,7 +75,12 @@ pub fn predict(
 ///
 /// # Errors
 /// As [`logits`].
-pub fn evaluate(encoder: &dyn Encoder, head_module: &str, adapter: &Adapter, data: &Dataset) -> Result<Metrics, Error> {
+pub fn evaluate(
+    encoder: &dyn Backbone,
+    head_module: &str,
+    adapter: &Adapter,
+    data: &Dataset,
+) -> Result<Metrics, Error> {
     let logits = logits(encoder, head_module, adapter, data)?;
     let (mut right, mut loss) = (0usize, 0.0);
     for (logits, &label) in logits.iter().zip(data.classes()) {

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::adapter::{Attached, Sensitivity, Trainable, Triplets};
-use crate::arch::Encoder;
+use crate::arch::Backbone;
 use crate::data::{Batches, Dataset};
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::optimizer::AdamW;
@@ -21,7 +21,7 @@ const MAX_GRAD_NORM: f64 = 1.0;
 /// As [`crate::train`].
 #[expect(clippy::too_many_arguments, reason = "the same as train, and the candidates")]
 pub(crate) fn probe(
-    encoder: &dyn Encoder,
+    encoder: &dyn Backbone,
     head_module: &str,
     candidates: &[CandidateWeight],
     data: &Dataset,

@@ -6,7 +6,7 @@
 //! seconds(T, d, R) = overhead + T·(layers·forward + d·backward + R·adapter).
 
 use crate::adapter::fresh_head;
-use crate::arch::Encoder;
+use crate::arch::Backbone;
 use crate::data::{Dataset, Targets};
 use crate::evaluate::logits;
 use crate::ops::OpsKind;
@@ -163,7 +163,7 @@ impl Bench<'_> {
 
     fn step(
         &self,
-        encoder: &dyn Encoder,
+        encoder: &dyn Backbone,
         base_format: BaseFormat,
         texts: usize,
         tokens: usize,
@@ -206,7 +206,7 @@ impl Bench<'_> {
     }
 
     /// Seconds of the fastest forward pass without adapters.
-    fn forward(&self, encoder: &dyn Encoder) -> Result<f64, Error> {
+    fn forward(&self, encoder: &dyn Backbone) -> Result<f64, Error> {
         let data = self.texts(self.settings.batch_size, self.settings.text_tokens);
         let mut head_only = self.adapter(usize::MAX, self.settings.rank);
         head_only.factors.clear();

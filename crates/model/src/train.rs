@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::adapter::{Adapters, Trainable};
-use crate::arch::Encoder;
+use crate::arch::Backbone;
 use crate::cache::PrefixCache;
 use crate::data::{Batches, Dataset};
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
@@ -27,7 +27,7 @@ pub struct Training<'a> {
     /// The operations.
     pub kind: OpsKind,
     /// The base model.
-    pub encoder: &'a dyn Encoder,
+    pub encoder: &'a dyn Backbone,
     /// Module of the classification head.
     pub head_module: &'a str,
     /// Keeps what the frozen layers at the bottom make of each text.
@@ -87,7 +87,7 @@ const FEW_TOKENS: usize = 64;
 
 /// The frozen layers at the bottom, with the factors that are applied there.
 struct Frozen<'a> {
-    encoder: &'a dyn Encoder,
+    encoder: &'a dyn Backbone,
     workspace: &'a Workspace,
     trainable: &'a Trainable,
     adapters: &'a Adapters,

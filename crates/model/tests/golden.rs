@@ -7,7 +7,7 @@ use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, 
 use fedpipe_model::BaseModel;
 use fedpipe_model::adapter::{Adapters, Attached, Trainable, Trained};
 use fedpipe_model::data::TextEncoder;
-use fedpipe_model::ops::{Offsets, OpsKind, Pass, Workspace};
+use fedpipe_model::ops::{ClassifierHead, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, Parameters};
 use fedpipe_model::task::classification_head;
 use std::collections::{BTreeMap, HashMap};
@@ -77,6 +77,7 @@ fn logits_loss_and_base_gradients_agree_with_transformers() {
             let rows = if name.ends_with("bias") { 1 } else { values.len() / 32 };
             (name, parameters.add(Matrix::new(rows, values.len() / rows, values).unwrap()))
         });
+        let classifier = ClassifierHead { weight: head[0].1, bias: Some(head[1].1) };
         let mut adapters = Adapters::none();
         let mut probes = Vec::new();
         for (id, inputs, outputs) in &weights {
@@ -90,7 +91,7 @@ fn logits_loss_and_base_gradients_agree_with_transformers() {
         let mut ops = workspace.ops(&parameters, &adapters, Pass::Training).unwrap();
         let pooled = encoder.pooled(&mut *ops, &batch.ids, &batch.offsets).unwrap();
         assert_close("pooled", &ops.read(&pooled).unwrap(), &flat(&golden["base.pooled"]), 1e-4);
-        let found = ops.classify(&pooled, head.map(|(_, id)| id), Some(&batch.labels)).unwrap();
+        let found = ops.classify(&pooled, classifier, Some(&batch.labels)).unwrap();
         assert_close("logits", &found.logits, &flat(&golden["base.logits"]), 1e-4);
         assert_close("loss", &[found.loss.unwrap() as f32], &flat(&golden["base.loss"]), 1e-4);
         ops.backward(&mut gradients).unwrap();
@@ -160,7 +161,7 @@ fn the_real_minilm_agrees_with_transformers() {
     // `scripts/golden_minilm.py` sets the head to weight[i, j] = sin(1 + 384·i + j), bias 0, 4 labels.
     let mut parameters = Parameters::default();
     let weight = Matrix::from_fn(4, 384, |i, j| (1.0 + (384 * i + j) as f64).sin() as f32);
-    let head = [parameters.add(weight), parameters.add(Matrix::zeros(1, 4))];
+    let head = ClassifierHead { weight: parameters.add(weight), bias: Some(parameters.add(Matrix::zeros(1, 4))) };
     let encoder = base.encoder(BaseFormat::F32).unwrap();
     let cases = fixture["cases"].as_array().unwrap();
     let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();

@@ -17,7 +17,8 @@ pub fn export(args: &ExportArgs) -> Result<(), AppError> {
     let outline = trained.base.outline();
     let labels = trained.labels.names();
     if args.merged {
-        let layout = MergedLayout { class: outline.classifier_class, prefix: outline.prefix };
+        let (class, prefix) = (outline.classifier_class, outline.prefix);
+        let layout = MergedLayout { class, prefix, transposed: outline.transposed };
         write_merged(&args.to, trained.base.folder(), &trained.adapter, labels, &layout)?;
     } else {
         let info = AdapterInfo {

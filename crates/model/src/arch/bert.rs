@@ -1,27 +1,22 @@
 //! BERT (arXiv 1810.04805) as Hugging Face's `BertForSequenceClassification` computes it; dropout is left out.
 
-use super::{Architecture, Encoder, Outline};
+use super::config::{MAX_LAYERS, MAX_ROWS, MAX_WIDTH, check_sizes, refuse, require_off, require_text};
+use super::weights::Weights;
+use super::{Architecture, Backbone, Outline};
 use crate::Error;
-use crate::io::HfFolder;
+use crate::io::WeightSource;
 use crate::nn::{Linear, together};
 use crate::ops::{AttentionShape, NormWeights, Offsets, Ops, Value};
-use crate::quant;
 use fedpipe_core::{BaseFormat, CandidateWeight, WeightId};
 use fedpipe_kernels::{Activation, FrozenMatrix};
-use std::sync::Arc;
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     model_type: "bert",
-    outline: |folder| Ok(Config::read(folder)?.outline()),
-    load: |folder, format| Ok(Box::new(Bert::load(folder, format)?)),
+    outline: |source| Ok(Config::read(source)?.outline()),
+    load: |source, format| Ok(Box::new(Bert::load(source, format)?)),
 };
 
 const PREFIX: &str = "bert.";
-
-// Far above any model of this architecture, and small enough that no product of two overflows.
-const MAX_LAYERS: usize = 1 << 10;
-const MAX_WIDTH: usize = 1 << 17;
-const MAX_ROWS: usize = 1 << 24;
 
 struct Config {
     hidden: usize,
@@ -35,49 +30,34 @@ struct Config {
 }
 
 impl Config {
-    fn read(folder: &HfFolder) -> Result<Self, Error> {
+    fn read(source: &dyn WeightSource) -> Result<Self, Error> {
         let config = Self {
-            hidden: folder.config_usize("hidden_size")?,
-            layers: folder.config_usize("num_hidden_layers")?,
-            heads: folder.config_usize("num_attention_heads")?,
-            intermediate: folder.config_usize("intermediate_size")?,
-            vocabulary: folder.config_usize("vocab_size")?,
-            positions: folder.config_usize("max_position_embeddings")?,
-            segments: folder.config_usize("type_vocab_size")?,
-            epsilon: folder.config_f64("layer_norm_eps")? as f32,
+            hidden: source.config_usize("hidden_size")?,
+            layers: source.config_usize("num_hidden_layers")?,
+            heads: source.config_usize("num_attention_heads")?,
+            intermediate: source.config_usize("intermediate_size")?,
+            vocabulary: source.config_usize("vocab_size")?,
+            positions: source.config_usize("max_position_embeddings")?,
+            segments: source.config_usize("type_vocab_size")?,
+            epsilon: source.config_f64("layer_norm_eps")? as f32,
         };
-        let refuse = |key: &str, reason: String| {
-            Err(Error::UnsupportedConfig { path: folder.config_path(), key: key.to_string(), reason })
-        };
-        for (key, supported) in [("hidden_act", "gelu"), ("position_embedding_type", "absolute")] {
-            match folder.config_optional_str(key)? {
-                Some(value) if value != supported => {
-                    return refuse(key, format!("is {value:?}; only {supported:?} is supported"));
-                }
-                _ => {}
-            }
-        }
-        for key in ["is_decoder", "add_cross_attention"] {
-            if folder.config_bool(key)?.unwrap_or(false) {
-                return refuse(key, "is true; only encoders are supported".into());
-            }
-        }
-        let sizes = [
-            ("num_hidden_layers", config.layers, MAX_LAYERS),
-            ("hidden_size", config.hidden, MAX_WIDTH),
-            ("intermediate_size", config.intermediate, MAX_WIDTH),
-            ("vocab_size", config.vocabulary, MAX_ROWS),
-            ("max_position_embeddings", config.positions, MAX_ROWS),
-            ("type_vocab_size", config.segments, MAX_ROWS),
-        ];
-        for (key, size, largest) in sizes {
-            if !(1..=largest).contains(&size) {
-                return refuse(key, format!("is {size}; sizes from 1 to {largest} are supported"));
-            }
-        }
+        require_text(source, "hidden_act", "gelu")?;
+        require_text(source, "position_embedding_type", "absolute")?;
+        require_off(source, &["is_decoder", "add_cross_attention"], "only encoders are supported")?;
+        check_sizes(
+            source,
+            &[
+                ("num_hidden_layers", config.layers, MAX_LAYERS),
+                ("hidden_size", config.hidden, MAX_WIDTH),
+                ("intermediate_size", config.intermediate, MAX_WIDTH),
+                ("vocab_size", config.vocabulary, MAX_ROWS),
+                ("max_position_embeddings", config.positions, MAX_ROWS),
+                ("type_vocab_size", config.segments, MAX_ROWS),
+            ],
+        )?;
         if config.heads == 0 || !config.hidden.is_multiple_of(config.heads) {
             let reason = format!("is {}, which does not divide hidden_size {}", config.heads, config.hidden);
-            return refuse("num_attention_heads", reason);
+            return refuse(source, "num_attention_heads", reason);
         }
         Ok(config)
     }
@@ -117,59 +97,17 @@ impl Config {
             matrices,
             vector_values: self.layers * layer_vectors + 3 * h,
             head_module: "classifier",
+            head_bias: true,
             prefix: PREFIX,
             classifier_class: "BertForSequenceClassification",
+            causal: None,
+            transposed: false,
         }
     }
 }
 
 fn weight_id(layer: usize, path: &str) -> WeightId {
     WeightId::new(format!("{PREFIX}encoder.layer.{layer}.{path}"))
-}
-
-/// Reads the weights of a folder, whose names may or may not begin with `bert.`.
-struct Weights<'a> {
-    folder: &'a HfFolder,
-    format: BaseFormat,
-    prefix: &'static str,
-    bytes: u64,
-}
-
-impl Weights<'_> {
-    fn matrix(&mut self, module: &str, rows: usize, cols: usize) -> Result<FrozenMatrix, Error> {
-        let name = format!("{}{module}.weight", self.prefix);
-        let values = self.folder.tensor_f32(&name, &[rows, cols])?;
-        let frozen = quant::frozen(self.format, rows, cols, &values).map_err(|source| Error::Quantization {
-            path: self.folder.config_path(),
-            tensor: name,
-            source,
-        })?;
-        self.bytes += frozen.bytes() as u64;
-        Ok(frozen)
-    }
-
-    fn vector(&mut self, name: &str, length: usize) -> Result<Arc<[f32]>, Error> {
-        self.bytes += 4 * length as u64;
-        Ok(self.folder.tensor_f32(&format!("{}{name}", self.prefix), &[length])?.into())
-    }
-
-    fn embedding(&mut self, module: &str, rows: usize, cols: usize) -> Result<FrozenMatrix, Error> {
-        self.matrix(&format!("embeddings.{module}"), rows, cols)
-    }
-
-    fn linear(&mut self, module: &str, inputs: usize, outputs: usize) -> Result<Linear, Error> {
-        let weight = self.matrix(module, outputs, inputs)?;
-        let bias = self.vector(&format!("{module}.bias"), outputs)?;
-        Ok(Linear::new(WeightId::new(format!("{PREFIX}{module}")), weight, Some(bias)))
-    }
-
-    fn layer_norm(&mut self, module: &str, config: &Config) -> Result<NormWeights, Error> {
-        Ok(NormWeights {
-            scale: self.vector(&format!("{module}.weight"), config.hidden)?,
-            shift: self.vector(&format!("{module}.bias"), config.hidden)?,
-            epsilon: config.epsilon,
-        })
-    }
 }
 
 struct Layer {
@@ -188,14 +126,14 @@ impl Layer {
         let at = |path: &str| format!("encoder.layer.{layer}.{path}");
         let (h, i) = (config.hidden, config.intermediate);
         Ok(Self {
-            query: weights.linear(&at("attention.self.query"), h, h)?,
-            key: weights.linear(&at("attention.self.key"), h, h)?,
-            value: weights.linear(&at("attention.self.value"), h, h)?,
-            attention_output: weights.linear(&at("attention.output.dense"), h, h)?,
-            attention_norm: weights.layer_norm(&at("attention.output.LayerNorm"), config)?,
-            intermediate: weights.linear(&at("intermediate.dense"), h, i)?,
-            output: weights.linear(&at("output.dense"), i, h)?,
-            output_norm: weights.layer_norm(&at("output.LayerNorm"), config)?,
+            query: weights.linear(&at("attention.self.query"), h, h, true)?,
+            key: weights.linear(&at("attention.self.key"), h, h, true)?,
+            value: weights.linear(&at("attention.self.value"), h, h, true)?,
+            attention_output: weights.linear(&at("attention.output.dense"), h, h, true)?,
+            attention_norm: weights.layer_norm(&at("attention.output.LayerNorm"), h, config.epsilon)?,
+            intermediate: weights.linear(&at("intermediate.dense"), h, i, true)?,
+            output: weights.linear(&at("output.dense"), i, h, true)?,
+            output_norm: weights.layer_norm(&at("output.LayerNorm"), h, config.epsilon)?,
         })
     }
 
@@ -223,13 +161,13 @@ impl Layer {
         drop((q, k, v));
         let attended = self.attention_output.forward(ops, &context)?;
         drop(context);
-        let attended = ops.layer_norm(&attended, Some(&residual), &self.attention_norm)?;
+        let attended = ops.norm(&attended, Some(&residual), &self.attention_norm)?;
         drop(residual);
         let inner = self.intermediate.forward(ops, &attended)?;
         let inner = ops.activation(&inner, Activation::Gelu)?;
         let output = self.output.forward(ops, &inner)?;
         drop(inner);
-        ops.layer_norm(&output, Some(&attended), &self.output_norm)
+        ops.norm(&output, Some(&attended), &self.output_norm)
     }
 }
 
@@ -257,29 +195,27 @@ struct Bert {
 }
 
 impl Bert {
-    fn load(folder: &HfFolder, format: BaseFormat) -> Result<Self, Error> {
-        let config = Config::read(folder)?;
-        let first = "embeddings.word_embeddings.weight";
-        let prefix = if folder.has_tensor(&format!("{PREFIX}{first}")) { PREFIX } else { "" };
-        let mut weights = Weights { folder, format, prefix, bytes: 0 };
+    fn load(source: &dyn WeightSource, format: BaseFormat) -> Result<Self, Error> {
+        let config = Config::read(source)?;
+        let mut weights = Weights::new(source, format, PREFIX, "embeddings.word_embeddings.weight");
         let h = config.hidden;
         Ok(Self {
-            words: weights.embedding("word_embeddings", config.vocabulary, h)?,
-            positions: weights.embedding("position_embeddings", config.positions, h)?,
-            segments: weights.embedding("token_type_embeddings", config.segments, h)?,
-            norm: weights.layer_norm("embeddings.LayerNorm", &config)?,
+            words: weights.matrix("embeddings.word_embeddings", config.vocabulary, h)?,
+            positions: weights.matrix("embeddings.position_embeddings", config.positions, h)?,
+            segments: weights.matrix("embeddings.token_type_embeddings", config.segments, h)?,
+            norm: weights.layer_norm("embeddings.LayerNorm", h, config.epsilon)?,
             layers: (0..config.layers)
                 .map(|layer| Layer::load(&mut weights, &config, layer))
                 .collect::<Result<_, _>>()?,
-            pooler: weights.linear("pooler.dense", h, h)?,
+            pooler: weights.linear("pooler.dense", h, h, true)?,
             shape: AttentionShape::full(config.heads, h / config.heads),
             format,
-            bytes: weights.bytes,
+            bytes: weights.bytes(),
         })
     }
 }
 
-impl Encoder for Bert {
+impl Backbone for Bert {
     fn layers(&self) -> usize {
         self.layers.len()
     }
@@ -293,7 +229,7 @@ impl Encoder for Bert {
         let positions: Vec<u32> = offsets.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32).collect();
         let segments = vec![0u32; ids.len()];
         let sum = ops.embed(&[(&self.words, ids), (&self.positions, &positions), (&self.segments, &segments)])?;
-        ops.layer_norm(&sum, None, &self.norm)
+        ops.norm(&sum, None, &self.norm)
     }
 
     fn layer<'a>(&'a self, ops: &mut dyn Ops<'a>, layer: usize, x: &Value, offsets: &Offsets) -> Result<Value, Error> {

@@ -118,7 +118,7 @@ impl IoError {
         move |source| Self::File { path: path.into(), source }
     }
 
-    pub(super) fn key(path: &Path, key: &str, reason: impl Into<String>) -> Self {
+    pub(crate) fn key(path: &Path, key: &str, reason: impl Into<String>) -> Self {
         Self::Key { path: path.into(), key: key.into(), reason: reason.into() }
     }
 

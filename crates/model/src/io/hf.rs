@@ -1,7 +1,7 @@
 //! Hugging Face model folders.
 
 use super::folder::{parse_json, read_bounded};
-use super::{IoError, TensorFile, read_json};
+use super::{IoError, TensorFile, WeightSource, read_json};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -60,81 +60,6 @@ impl HfFolder {
         &self.path
     }
 
-    /// The path of `config.json`.
-    pub fn config_path(&self) -> PathBuf {
-        self.path.join(CONFIG)
-    }
-
-    /// The whole configuration, its keys in their order.
-    pub fn config(&self) -> &Map<String, Value> {
-        &self.config
-    }
-
-    /// A text of the configuration.
-    ///
-    /// # Errors
-    /// When it is missing or no text.
-    pub fn config_str(&self, key: &str) -> Result<&str, IoError> {
-        self.config_optional_str(key)?.ok_or_else(|| self.missing_key(key))
-    }
-
-    /// A text of the configuration, if it is there and not null.
-    ///
-    /// # Errors
-    /// When it is no text.
-    pub fn config_optional_str(&self, key: &str) -> Result<Option<&str>, IoError> {
-        self.config_value(key, "a text", Value::as_str)
-    }
-
-    /// A whole number of the configuration.
-    ///
-    /// # Errors
-    /// When it is missing or no whole number.
-    pub fn config_usize(&self, key: &str) -> Result<usize, IoError> {
-        let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
-        self.config_value(key, "a whole number", number)?.ok_or_else(|| self.missing_key(key))
-    }
-
-    /// A number of the configuration.
-    ///
-    /// # Errors
-    /// When it is missing or no number.
-    pub fn config_f64(&self, key: &str) -> Result<f64, IoError> {
-        self.config_value(key, "a number", Value::as_f64)?.ok_or_else(|| self.missing_key(key))
-    }
-
-    /// A truth value of the configuration, if it is there and not null.
-    ///
-    /// # Errors
-    /// When it is something else.
-    pub fn config_bool(&self, key: &str) -> Result<Option<bool>, IoError> {
-        self.config_value(key, "true or false", Value::as_bool)
-    }
-
-    fn config_value<'a, T>(
-        &'a self,
-        key: &str,
-        kind: &str,
-        read: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, IoError> {
-        match self.config.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match read(value) {
-                Some(value) => Ok(Some(value)),
-                None => Err(IoError::key(&self.config_path(), key, format!("is {value}; it must be {kind}"))),
-            },
-        }
-    }
-
-    fn missing_key(&self, key: &str) -> IoError {
-        IoError::key(&self.config_path(), key, "is missing")
-    }
-
-    /// Whether there is a tensor of that name.
-    pub fn has_tensor(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
     /// The names of all tensors, sorted.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -147,24 +72,6 @@ impl HfFolder {
     pub fn tensor_shape(&self, name: &str) -> Result<&[usize], IoError> {
         let (file, stored) = self.find(name)?;
         file.shape(stored)
-    }
-
-    /// The values of a tensor of a given shape, row by row.
-    ///
-    /// # Errors
-    /// When it is not there, has another shape, or holds something else than F32, F16 or BF16.
-    pub fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, IoError> {
-        let (file, stored) = self.find(name)?;
-        let got = file.shape(stored)?;
-        if got != shape {
-            return Err(IoError::Shape {
-                path: file.path().into(),
-                name: name.into(),
-                expected: shape.to_vec(),
-                got: got.to_vec(),
-            });
-        }
-        file.values(stored)
     }
 
     fn find(&self, name: &str) -> Result<(&TensorFile, &str), IoError> {
@@ -184,6 +91,34 @@ impl HfFolder {
             self.files.par_iter().map(|file| file_digest(file.path())).collect::<Result<Vec<[u8; 32]>, _>>()?;
         let whole = digests.iter().fold(Sha256::new().chain_update(self.config_digest), |hash, d| hash.chain_update(d));
         Ok(whole.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+impl WeightSource for HfFolder {
+    fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.path.join(CONFIG)
+    }
+
+    fn has_tensor(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, IoError> {
+        let (file, stored) = self.find(name)?;
+        let got = file.shape(stored)?;
+        if got != shape {
+            return Err(IoError::Shape {
+                path: file.path().into(),
+                name: name.into(),
+                expected: shape.to_vec(),
+                got: got.to_vec(),
+            });
+        }
+        file.values(stored)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::folder::{write_folder, write_json};
 use super::peft::{from_matrix, label_maps};
 use super::tensors::{LazyTensor, write_tensors};
-use super::{HfFolder, IoError};
+use super::{HfFolder, IoError, WeightSource};
 use fedpipe_core::{Adapter, LowRank, WeightId};
 use fedpipe_kernels::dense::{Matrix, Write, matmul};
 use serde_json::{Map, Value, json};
@@ -20,10 +20,13 @@ pub struct MergedLayout {
     /// What stands before the names of the encoder's weights, for example `bert.`; the checkpoint of the encoder alone
     /// does without.
     pub prefix: &'static str,
+    /// Whether adapted weights are stored `[inputs, outputs]`, as GPT-2's are.
+    pub transposed: bool,
 }
 
 /// Index tensors of old checkpoints, which `transformers` makes anew.
-const BUFFERS: [&str; 2] = ["embeddings.position_ids", "embeddings.token_type_ids"];
+const BUFFERS: [&str; 5] =
+    ["embeddings.position_ids", "embeddings.token_type_ids", ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
 
 /// What makes up a tokenizer, whichever of them there are.
 const TOKENIZER_FILES: [&str; 11] = [
@@ -54,7 +57,7 @@ pub fn write_merged(
     layout: &MergedLayout,
 ) -> Result<(), IoError> {
     let names = base_names(base, layout);
-    check_fit(base, adapter, &names)?;
+    check_fit(base, adapter, &names, layout)?;
     write_folder(target, |folder| {
         write_json(&folder.join("config.json"), &config(base, labels, layout))?;
         // A tensor is made inside the writer, which takes no error of ours: it is kept here until the writer returns.
@@ -64,7 +67,7 @@ pub fn write_merged(
             let factors = name.strip_suffix(".weight").and_then(|module| adapter.factors.get(&WeightId::from(module)));
             let shape = base.tensor_shape(stored)?.to_vec();
             let (failure, count) = (&failure, shape.iter().product());
-            let values = move || match merged(base, stored, factors, adapter.scaling) {
+            let values = move || match merged(base, stored, factors, adapter.scaling, layout) {
                 Ok(values) => values,
                 Err(error) => {
                     failure.borrow_mut().get_or_insert(error);
@@ -102,13 +105,21 @@ fn base_names(base: &HfFolder, layout: &MergedLayout) -> BTreeMap<String, String
     }
 }
 
-fn check_fit(base: &HfFolder, adapter: &Adapter, names: &BTreeMap<String, String>) -> Result<(), IoError> {
+fn check_fit(
+    base: &HfFolder,
+    adapter: &Adapter,
+    names: &BTreeMap<String, String>,
+    layout: &MergedLayout,
+) -> Result<(), IoError> {
     for (weight, factors) in &adapter.factors {
         let name = format!("{weight}.weight");
         let Some(stored) = names.get(&name) else {
             return Err(IoError::MissingTensor { path: base.path().into(), name });
         };
-        let (expected, got) = ([factors.b().rows(), factors.a().cols()], base.tensor_shape(stored)?);
+        let (mut expected, got) = ([factors.b().rows(), factors.a().cols()], base.tensor_shape(stored)?);
+        if layout.transposed {
+            expected.reverse();
+        }
         if got != expected {
             let (path, expected, got) = (base.path().into(), expected.to_vec(), got.to_vec());
             return Err(IoError::Shape { path, name, expected, got });
@@ -117,14 +128,21 @@ fn check_fit(base: &HfFolder, adapter: &Adapter, names: &BTreeMap<String, String
     Ok(())
 }
 
-/// W + scaling · B·A; W alone without factors.
-fn merged(base: &HfFolder, stored: &str, factors: Option<&LowRank>, scaling: f32) -> Result<Vec<f32>, IoError> {
+/// W + scaling · B·A, or the transposed of both; W alone without factors.
+fn merged(
+    base: &HfFolder,
+    stored: &str,
+    factors: Option<&LowRank>,
+    scaling: f32,
+    layout: &MergedLayout,
+) -> Result<Vec<f32>, IoError> {
     let shape = base.tensor_shape(stored)?;
     let mut values = base.tensor_f32(stored, shape)?;
     if let Some(factors) = factors.filter(|f| f.rank() > 0) {
         let (a, b) = (factors.a(), factors.b());
         let left = Matrix::new(b.rows(), b.cols(), b.data());
         let right = Matrix::new(a.rows(), a.cols(), a.data());
+        let (left, right) = if layout.transposed { (right.transposed(), left.transposed()) } else { (left, right) };
         matmul(left, right, scaling, Write::Accumulate, &mut values);
     }
     Ok(values)
@@ -156,7 +174,8 @@ mod tests {
     use fedpipe_core::Matrix as Dense;
     use tempfile::TempDir;
 
-    const BERT: MergedLayout = MergedLayout { class: "BertForSequenceClassification", prefix: "bert." };
+    const BERT: MergedLayout =
+        MergedLayout { class: "BertForSequenceClassification", prefix: "bert.", transposed: false };
 
     fn base(names: &[&str]) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -216,6 +235,22 @@ mod tests {
             assert_eq!(config.config()["label2id"], json!({"acq": 0, "earn": 1}));
             assert_eq!(config.config_usize("num_labels").unwrap(), 2);
         }
+    }
+
+    #[test]
+    fn a_transposed_weight_takes_the_transposed_product() {
+        let base = base(&["h.0.attn.c_attn.weight", "h.0.attn.bias"]);
+        // [inputs, outputs] = [2, 3]: A is [1, 2], B is [3, 1].
+        let (a, b) = (Dense::from_fn(1, 2, |_, j| j as f32 + 1.0), Dense::from_fn(3, 1, |i, _| i as f32));
+        let factors = [("transformer.h.0.attn.c_attn".into(), LowRank::new(a, b).unwrap())].into();
+        let adapter = Adapter { scaling: 2.0, factors, head: Default::default() };
+        let layout = MergedLayout { class: "G", prefix: "transformer.", transposed: true };
+        let out = tempfile::tempdir().unwrap();
+        write_merged(out.path(), &HfFolder::open(base.path()).unwrap(), &adapter, &[], &layout).unwrap();
+        let file = TensorFile::open(&out.path().join("model.safetensors")).unwrap();
+        assert_eq!(file.names(), ["transformer.h.0.attn.c_attn.weight"]);
+        // W = [[0, 1, 2], [3, 4, 5]], and (2·B·A)ᵀ = 2·[1, 2]ᵀ[0, 1, 2].
+        assert_eq!(file.values("transformer.h.0.attn.c_attn.weight").unwrap(), [0.0, 3.0, 6.0, 3.0, 8.0, 13.0]);
     }
 
     #[test]

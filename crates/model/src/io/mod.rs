@@ -6,6 +6,7 @@ mod hf;
 mod hub;
 mod merged;
 mod peft;
+mod source;
 mod tensors;
 
 pub use error::IoError;
@@ -14,4 +15,5 @@ pub use hf::HfFolder;
 pub use hub::{ModelSource, resolve};
 pub use merged::{MergedLayout, write_merged};
 pub use peft::{AdapterInfo, SERVING_RANKS, SavedAdapter, read_adapter, write_adapter, write_serving};
+pub use source::WeightSource;
 pub use tensors::{LazyTensor, TensorFile, write_tensors};

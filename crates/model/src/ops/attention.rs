@@ -11,7 +11,7 @@ use fedpipe_kernels::{Element, attention_backward, attention_forward};
 use std::rc::Rc;
 
 impl AttentionShape {
-    fn kernel(self) -> kernels::AttentionShape {
+    pub(super) fn kernel(self) -> kernels::AttentionShape {
         let Self { heads, kv_heads, head_dim, causal } = self;
         kernels::AttentionShape { heads, kv_heads, head_dim, causal, scale: self.scale() }
     }

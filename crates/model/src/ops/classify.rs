@@ -2,9 +2,9 @@
 
 use super::fast::Fast;
 use super::reference::Reference;
-use super::{Classified, Value};
+use super::{Classified, ClassifierHead, Value};
 use crate::Error;
-use crate::parameters::{ParameterId, Parameters};
+use crate::parameters::Parameters;
 use bytemuck::Pod;
 use candle_core::{D, Device, Tensor};
 use fedpipe_kernels::Element;
@@ -12,17 +12,12 @@ use fedpipe_kernels::dense::{Matrix, Write, matmul};
 use std::rc::Rc;
 
 /// Classes of the head, where everything fits.
-fn check(
-    parameters: &Parameters,
-    x: &Value,
-    [weight, bias]: [ParameterId; 2],
-    labels: Option<&[u32]>,
-) -> Result<usize, Error> {
-    let (weight, bias) = (parameters.get(weight), parameters.get(bias));
-    let classes = weight.rows();
-    if weight.cols() != x.columns() || (bias.rows(), bias.cols()) != (1, classes) {
-        let found = ((weight.rows(), weight.cols()), (bias.rows(), bias.cols()));
-        return Err(Error::shape(format!("a head of weight and bias {found:?} over {x:?}")));
+fn check(parameters: &Parameters, x: &Value, head: ClassifierHead, labels: Option<&[u32]>) -> Result<usize, Error> {
+    let shape = |id| (parameters.get(id).rows(), parameters.get(id).cols());
+    let (weight, bias) = (shape(head.weight), head.bias.map(shape));
+    let classes = weight.0;
+    if weight.1 != x.columns() || bias.is_some_and(|bias| bias != (1, classes)) {
+        return Err(Error::shape(format!("a head of weight {weight:?} and bias {bias:?} over {x:?}")));
     }
     if let Some(labels) = labels {
         if labels.len() != x.rows() {
@@ -38,7 +33,7 @@ fn check(
 pub(super) fn forward<'a, E: Element + Pod>(
     tape: &mut Fast<'a, E>,
     x: &Value,
-    head: [ParameterId; 2],
+    head: ClassifierHead,
     labels: Option<&[u32]>,
 ) -> Result<Classified, Error> {
     let parameters = tape.parameters;
@@ -46,8 +41,9 @@ pub(super) fn forward<'a, E: Element + Pod>(
     let node = tape.node(x)?;
     let (rows, hidden) = (node.rows, node.columns);
     let wide: Vec<f32> = node.values.iter().map(|x| x.to_f32()).collect();
-    let weight = Matrix::new(classes, hidden, parameters.get(head[0]).data());
-    let mut logits: Vec<f32> = parameters.get(head[1]).data().repeat(rows);
+    let weight = Matrix::new(classes, hidden, parameters.get(head.weight).data());
+    let mut logits: Vec<f32> =
+        head.bias.map_or_else(|| vec![0.0; rows * classes], |bias| parameters.get(bias).data().repeat(rows));
     matmul(Matrix::new(rows, hidden, &wide), weight.transposed(), 1.0, Write::Accumulate, &mut logits);
     let Some(labels) = labels else { return Ok(Classified { logits, loss: None }) };
 
@@ -64,11 +60,13 @@ pub(super) fn forward<'a, E: Element + Pod>(
     if tape.records() {
         tape.record(move |back| {
             let slopes_of = Matrix::new(rows, classes, &slopes);
-            let to = back.gradients.get_mut(head[0]);
+            let to = back.gradients.get_mut(head.weight);
             matmul(slopes_of.transposed(), Matrix::new(rows, hidden, &wide), 1.0, Write::Accumulate, to);
-            let to = back.gradients.get_mut(head[1]);
-            for row in slopes.chunks_exact(classes) {
-                to.iter_mut().zip(row).for_each(|(to, slope)| *to += slope);
+            if let Some(bias) = head.bias {
+                let to = back.gradients.get_mut(bias);
+                for row in slopes.chunks_exact(classes) {
+                    to.iter_mut().zip(row).for_each(|(to, slope)| *to += slope);
+                }
             }
             if let Some(slot) = node.slot {
                 let mut wide = vec![0.0; rows * hidden];
@@ -86,12 +84,14 @@ pub(super) fn forward<'a, E: Element + Pod>(
 pub(super) fn reference(
     ops: &mut Reference<'_>,
     x: &Value,
-    head: [ParameterId; 2],
+    head: ClassifierHead,
     labels: Option<&[u32]>,
 ) -> Result<Classified, Error> {
     check(ops.parameters, x, head, labels)?;
-    let [weight, bias] = head.map(|id| ops.variable(id).clone());
-    let logits = ops.tensor(x)?.matmul(&weight.t()?)?.broadcast_add(&bias)?;
+    let mut logits = ops.tensor(x)?.matmul(&ops.variable(head.weight).t()?)?;
+    if let Some(bias) = head.bias {
+        logits = logits.broadcast_add(ops.variable(bias))?;
+    }
     let values = logits.flatten_all()?.to_vec1()?;
     let Some(labels) = labels else { return Ok(Classified { logits: values, loss: None }) };
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;

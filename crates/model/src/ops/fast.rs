@@ -4,14 +4,20 @@
 //! a parameter is among what led to it, records a closure that holds what the gradient needs.
 
 use super::pool::{Buffer, Pool};
-use super::{AttentionShape, Block, Classified, NormWeights, Offsets, Ops, Pass, Value};
+use super::{
+    AttentionShape, Block, Classified, ClassifierHead, KvCache, NormWeights, Offsets, Ops, Pass, Positions, TokenLoss,
+    Value,
+};
 use crate::Error;
 use crate::adapter::Adapters;
 use crate::nn::Linear;
-use crate::parameters::{Gradients, ParameterId, Parameters};
+#[cfg(test)]
+use crate::parameters::ParameterId;
+use crate::parameters::{Gradients, Parameters};
 use bytemuck::Pod;
-use fedpipe_kernels::{Activation, Element, FrozenMatrix, InputGradient, add_into};
+use fedpipe_kernels::{Activation, Element, FrozenMatrix, InputGradient, RotaryTable, add_into};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// A tensor `[rows, columns]` on the tape.
 pub(super) struct Node<E> {
@@ -234,7 +240,7 @@ impl<E: Element> Backward<'_, E> {
     }
 
     /// A gradient to change: itself, or a copy where something else still reads it.
-    fn own(&self, gradient: Rc<Buffer<E>>) -> Buffer<E> {
+    pub(super) fn own(&self, gradient: Rc<Buffer<E>>) -> Buffer<E> {
         Rc::try_unwrap(gradient).unwrap_or_else(|shared| {
             let mut copy = self.elements(shared.len());
             copy.copy_from_slice(&shared);
@@ -252,12 +258,32 @@ impl<'a, E: Element + Pod> Ops<'a> for Fast<'a, E> {
         super::linear::forward(self, x, layers)
     }
 
-    fn layer_norm(&mut self, x: &Value, residual: Option<&Value>, weights: &'a NormWeights) -> Result<Value, Error> {
+    fn norm(&mut self, x: &Value, residual: Option<&Value>, weights: &'a NormWeights) -> Result<Value, Error> {
         super::norm::forward(self, x, residual, weights)
+    }
+
+    fn sum_and_norm(&mut self, x: &Value, residual: &Value, weights: &'a NormWeights) -> Result<[Value; 2], Error> {
+        super::norm::with_sum(self, x, residual, weights)
+    }
+
+    fn add(&mut self, x: &Value, y: &Value) -> Result<Value, Error> {
+        super::elementwise::add(self, x, y)
     }
 
     fn activation(&mut self, x: &Value, kind: Activation) -> Result<Value, Error> {
         super::elementwise::activation(self, x, kind)
+    }
+
+    fn gate(&mut self, gate: &Value, up: &Value, kind: Activation) -> Result<Value, Error> {
+        super::elementwise::gate(self, gate, up, kind)
+    }
+
+    fn rotary(&mut self, x: &Value, table: &Arc<RotaryTable>, positions: &Positions) -> Result<Value, Error> {
+        super::rotary::forward(self, x, table, positions)
+    }
+
+    fn split(&mut self, x: &Value, widths: &[usize]) -> Result<Vec<Value>, Error> {
+        super::split::forward(self, x, widths)
     }
 
     fn tanh(&mut self, x: &Value) -> Result<Value, Error> {
@@ -274,12 +300,30 @@ impl<'a, E: Element + Pod> Ops<'a> for Fast<'a, E> {
         super::attention::forward(self, qkv, queries, keys, shape)
     }
 
+    fn cached_attention(
+        &mut self,
+        qkv: [&Value; 3],
+        offsets: &Offsets,
+        cache: (&mut KvCache, usize),
+        shape: AttentionShape,
+    ) -> Result<Value, Error> {
+        super::cached::forward(self, qkv, offsets, cache, shape)
+    }
+
     fn select(&mut self, x: &Value, rows: &Offsets) -> Result<Value, Error> {
         super::rows::select(self, x, rows)
     }
 
-    fn classify(&mut self, x: &Value, head: [ParameterId; 2], labels: Option<&[u32]>) -> Result<Classified, Error> {
+    fn classify(&mut self, x: &Value, head: ClassifierHead, labels: Option<&[u32]>) -> Result<Classified, Error> {
         super::classify::forward(self, x, head, labels)
+    }
+
+    fn token_loss(&mut self, x: &Value, head: &FrozenMatrix, targets: &[u32]) -> Result<TokenLoss, Error> {
+        super::vocabulary::loss(self, x, head, targets)
+    }
+
+    fn logits(&mut self, x: &Value, head: &FrozenMatrix) -> Result<Vec<f32>, Error> {
+        super::vocabulary::logits(self, x, head)
     }
 
     fn block(&mut self, x: &Value, block: &Block<'a>) -> Result<Value, Error> {

@@ -8,6 +8,7 @@
 //! Sequences are packed end to end: a batch is `[tokens, width]` with offsets, never padded.
 
 mod attention;
+mod cached;
 mod classify;
 mod elementwise;
 mod fast;
@@ -15,9 +16,15 @@ mod linear;
 mod norm;
 mod pool;
 mod reference;
+mod rotary;
 mod rows;
+mod split;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
+
+pub use cached::KvCache;
+pub use fedpipe_kernels::{IGNORED, TokenLoss};
 
 use crate::Error;
 use crate::adapter::Adapters;
@@ -25,7 +32,7 @@ use crate::nn::Linear;
 use crate::parameters::{Gradients, ParameterId, Parameters};
 use fast::Fast;
 use fedpipe_core::{ActivationFormat, BaseFormat};
-use fedpipe_kernels::{Activation, FrozenMatrix};
+use fedpipe_kernels::{Activation, FrozenMatrix, RotaryTable};
 use half::bf16;
 use pool::Pool;
 use reference::Reference;
@@ -36,6 +43,9 @@ use std::sync::Arc;
 
 /// First rows of packed sequences and, last, the number of rows.
 pub type Offsets = Arc<[usize]>;
+
+/// The place of every token in its sequence, from 0.
+pub type Positions = Arc<[u32]>;
 
 /// Which implementation of the operations to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -106,15 +116,36 @@ impl AttentionShape {
     }
 }
 
-/// Frozen scale and shift of a layer norm.
+/// Frozen weights of a norm.
 #[derive(Debug, Clone)]
 pub struct NormWeights {
-    /// γ `[hidden]`.
+    /// γ `[width]`.
     pub scale: Arc<[f32]>,
-    /// β `[hidden]`.
-    pub shift: Arc<[f32]>,
-    /// Added to the variance.
+    /// What is computed.
+    pub kind: NormKind,
+    /// Added to the variance, or to the mean square.
     pub epsilon: f32,
+}
+
+/// Kinds of norms.
+#[derive(Debug, Clone)]
+pub enum NormKind {
+    /// Layer norm (arXiv 1607.06450): `γ·(s − mean(s))/√(var(s) + ε) + β`.
+    Layer {
+        /// β `[width]`.
+        shift: Arc<[f32]>,
+    },
+    /// RMS norm (arXiv 1910.07467): `γ·s/√(mean(s²) + ε)`.
+    Rms,
+}
+
+/// A classification head among the parameters: weight `[classes, hidden]`, bias `[1, classes]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClassifierHead {
+    /// Its weight.
+    pub weight: ParameterId,
+    /// Its bias, if it has one.
+    pub bias: Option<ParameterId>,
 }
 
 /// What a classifier made of pooled states.
@@ -143,17 +174,47 @@ pub trait Ops<'a> {
     /// When the widths disagree.
     fn linears(&mut self, x: &Value, layers: &[&'a Linear]) -> Result<Vec<Value>, Error>;
 
-    /// Layer norm over the last dimension of x + residual, `γ·(s − mean(s))/√(var(s) + ε) + β`.
+    /// The norm of x + residual, every `width` columns of a row by themselves: a whole row, or each head of a row.
     ///
     /// # Errors
     /// When the shapes disagree.
-    fn layer_norm(&mut self, x: &Value, residual: Option<&Value>, weights: &'a NormWeights) -> Result<Value, Error>;
+    fn norm(&mut self, x: &Value, residual: Option<&Value>, weights: &'a NormWeights) -> Result<Value, Error>;
+
+    /// x + residual and the norm of this sum: what a pre-norm block carries on, and what it goes on with.
+    ///
+    /// # Errors
+    /// When the shapes disagree.
+    fn sum_and_norm(&mut self, x: &Value, residual: &Value, weights: &'a NormWeights) -> Result<[Value; 2], Error>;
+
+    /// x + y, of one shape.
+    ///
+    /// # Errors
+    /// When the shapes disagree.
+    fn add(&mut self, x: &Value, y: &Value) -> Result<Value, Error>;
 
     /// An activation, element by element.
     ///
     /// # Errors
     /// When a tensor operation fails.
     fn activation(&mut self, x: &Value, kind: Activation) -> Result<Value, Error>;
+
+    /// A gated linear unit, `f(gate) · up` element by element.
+    ///
+    /// # Errors
+    /// When the shapes disagree.
+    fn gate(&mut self, gate: &Value, up: &Value, kind: Activation) -> Result<Value, Error>;
+
+    /// Turns every head of x `[tokens, heads · head_dim]` by the angles of its token's position.
+    ///
+    /// # Errors
+    /// When the shapes disagree or a position is beyond the table.
+    fn rotary(&mut self, x: &Value, table: &Arc<RotaryTable>, positions: &Positions) -> Result<Value, Error>;
+
+    /// The columns of x as values of these widths, from left to right.
+    ///
+    /// # Errors
+    /// When x is not as wide as they are together.
+    fn split(&mut self, x: &Value, widths: &[usize]) -> Result<Vec<Value>, Error>;
 
     /// tanh, element by element.
     ///
@@ -175,18 +236,46 @@ pub trait Ops<'a> {
         shape: AttentionShape,
     ) -> Result<Value, Error>;
 
+    /// Causal attention of new tokens to themselves and to those in `cache`, where their keys and values go: sequence i
+    /// is the rows `offsets[i]..offsets[i + 1]`, which may be none. Forward only.
+    ///
+    /// # Errors
+    /// When the shapes, the offsets and the cache disagree, or a parameter led to a value.
+    fn cached_attention(
+        &mut self,
+        qkv: [&Value; 3],
+        offsets: &Offsets,
+        cache: (&mut KvCache, usize),
+        shape: AttentionShape,
+    ) -> Result<Value, Error>;
+
     /// The rows `rows` of x, in that order.
     ///
     /// # Errors
     /// When a row is not there.
     fn select(&mut self, x: &Value, rows: &Offsets) -> Result<Value, Error>;
 
-    /// Logits of a linear head over x `[sequences, hidden]`: weight `[classes, hidden]`, bias `[1, classes]`; with
-    /// `labels`, the mean cross-entropy too, which [`Ops::backward`] starts from. In f32.
+    /// Logits of a linear head over x `[sequences, hidden]`; with `labels`, the mean cross-entropy too, which
+    /// [`Ops::backward`] starts from. In f32.
     ///
     /// # Errors
     /// When the shapes disagree or a label is no class.
-    fn classify(&mut self, x: &Value, head: [ParameterId; 2], labels: Option<&[u32]>) -> Result<Classified, Error>;
+    fn classify(&mut self, x: &Value, head: ClassifierHead, labels: Option<&[u32]>) -> Result<Classified, Error>;
+
+    /// The mean cross-entropy of `softmax(x · headᵀ)` against `targets`, over the tokens whose target is not [`IGNORED`]:
+    /// x `[tokens, hidden]`, head `[vocabulary, hidden]`. [`Ops::backward`] starts from it. The logits are never held
+    /// whole.
+    ///
+    /// # Errors
+    /// When the shapes disagree or a target is not in the vocabulary.
+    fn token_loss(&mut self, x: &Value, head: &FrozenMatrix, targets: &[u32]) -> Result<TokenLoss, Error>;
+
+    /// The logits of every token over a vocabulary, `[tokens, vocabulary]` row-major, in f32: for the few tokens that
+    /// another is drawn after.
+    ///
+    /// # Errors
+    /// When the widths disagree.
+    fn logits(&mut self, x: &Value, head: &FrozenMatrix) -> Result<Vec<f32>, Error>;
 
     /// Runs a part of a model. Where recomputation is on and something in it trains, only x is kept for backward, which
     /// runs the part again.
@@ -213,7 +302,7 @@ pub trait Ops<'a> {
     /// When a tensor operation fails.
     fn read(&self, x: &Value) -> Result<Vec<f32>, Error>;
 
-    /// Adds the gradient of the loss of [`Ops::classify`] by every parameter to `gradients`. Nothing is left to go back
+    /// Adds the gradient of the loss of [`Ops::classify`] or [`Ops::token_loss`] by every parameter to `gradients`. Nothing is left to go back
     /// over afterwards.
     ///
     /// # Errors

@@ -1,13 +1,16 @@
 //! The operations composed of candle's, differentiated by candle.
 
-use super::{AttentionShape, Block, Classified, NormWeights, Offsets, Ops, Value};
+use super::{
+    AttentionShape, Block, Classified, ClassifierHead, KvCache, NormWeights, Offsets, Ops, Positions, TokenLoss, Value,
+};
 use crate::Error;
 use crate::adapter::Adapters;
 use crate::nn::Linear;
 use crate::parameters::{Gradients, ParameterId, Parameters};
 use candle_core::{Device, Tensor, Var};
-use fedpipe_kernels::{Activation, FrozenMatrix};
+use fedpipe_kernels::{Activation, FrozenMatrix, RotaryTable};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// One pass over a model.
 pub(super) struct Reference<'a> {
@@ -50,12 +53,32 @@ impl<'a> Ops<'a> for Reference<'a> {
         super::linear::reference(self, x, layers)
     }
 
-    fn layer_norm(&mut self, x: &Value, residual: Option<&Value>, weights: &'a NormWeights) -> Result<Value, Error> {
-        super::norm::reference(self, x, residual, weights)
+    fn norm(&mut self, x: &Value, residual: Option<&Value>, weights: &'a NormWeights) -> Result<Value, Error> {
+        super::norm::reference(self, x, residual, weights).map(|[_, y]| y)
+    }
+
+    fn sum_and_norm(&mut self, x: &Value, residual: &Value, weights: &'a NormWeights) -> Result<[Value; 2], Error> {
+        super::norm::reference(self, x, Some(residual), weights)
+    }
+
+    fn add(&mut self, x: &Value, y: &Value) -> Result<Value, Error> {
+        super::elementwise::reference_add(self, x, y)
     }
 
     fn activation(&mut self, x: &Value, kind: Activation) -> Result<Value, Error> {
         super::elementwise::reference(self, x, kind)
+    }
+
+    fn gate(&mut self, gate: &Value, up: &Value, kind: Activation) -> Result<Value, Error> {
+        super::elementwise::reference_gate(self, gate, up, kind)
+    }
+
+    fn rotary(&mut self, x: &Value, table: &Arc<RotaryTable>, positions: &Positions) -> Result<Value, Error> {
+        super::rotary::reference(self, x, table, positions)
+    }
+
+    fn split(&mut self, x: &Value, widths: &[usize]) -> Result<Vec<Value>, Error> {
+        super::split::reference(self, x, widths)
     }
 
     fn tanh(&mut self, x: &Value) -> Result<Value, Error> {
@@ -72,12 +95,30 @@ impl<'a> Ops<'a> for Reference<'a> {
         super::attention::reference(self, qkv, queries, keys, shape)
     }
 
+    fn cached_attention(
+        &mut self,
+        qkv: [&Value; 3],
+        offsets: &Offsets,
+        cache: (&mut KvCache, usize),
+        shape: AttentionShape,
+    ) -> Result<Value, Error> {
+        super::cached::reference(self, qkv, offsets, cache, shape)
+    }
+
     fn select(&mut self, x: &Value, rows: &Offsets) -> Result<Value, Error> {
         super::rows::reference_select(self, x, rows)
     }
 
-    fn classify(&mut self, x: &Value, head: [ParameterId; 2], labels: Option<&[u32]>) -> Result<Classified, Error> {
+    fn classify(&mut self, x: &Value, head: ClassifierHead, labels: Option<&[u32]>) -> Result<Classified, Error> {
         super::classify::reference(self, x, head, labels)
+    }
+
+    fn token_loss(&mut self, x: &Value, head: &FrozenMatrix, targets: &[u32]) -> Result<TokenLoss, Error> {
+        super::vocabulary::reference_loss(self, x, head, targets)
+    }
+
+    fn logits(&mut self, x: &Value, head: &FrozenMatrix) -> Result<Vec<f32>, Error> {
+        super::vocabulary::reference_logits(self, x, head)
     }
 
     fn block(&mut self, x: &Value, block: &Block<'a>) -> Result<Value, Error> {

@@ -1,14 +1,17 @@
 //! Conformance: every fast operation against the reference composed of candle operations, forward and backward, over random
 //! shapes and in both element types.
 
-use super::{AttentionShape, Block, NormWeights, Offsets, Ops, OpsKind, Pass, Value, Workspace};
+use super::{
+    AttentionShape, Block, ClassifierHead, IGNORED, KvCache, NormKind, NormWeights, Offsets, Ops, OpsKind, Pass,
+    Positions, Value, Workspace,
+};
 use crate::Error;
 use crate::adapter::{Adapters, Attached, Normal, Trained};
 use crate::nn::Linear;
 use crate::parameters::{Gradients, ParameterId, Parameters};
 use crate::quant;
 use fedpipe_core::{BaseFormat, LowRank, Matrix, Seed, WeightId};
-use fedpipe_kernels::{Activation, FrozenMatrix};
+use fedpipe_kernels::{Activation, FrozenMatrix, RotaryTable};
 use proptest::prelude::*;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -97,9 +100,8 @@ fn rounded(parameters: &mut Parameters, format: BaseFormat) {
 fn elementwise<'a>(
     shapes: &[(usize, usize)],
     tolerances: [f32; 2],
-    op: impl Fn(&mut dyn Ops<'a>, &[Value]) -> Result<Value, Error> + Clone + 'a,
+    op: impl Fn(&mut dyn Ops<'a>, &[Value]) -> Result<Vec<Value>, Error> + Clone + 'a,
 ) {
-    let op = move |ops: &mut dyn Ops<'a>, x: &[Value]| op(ops, x).map(|y| vec![y]);
     for (format, tolerance) in [BaseFormat::F32, BaseFormat::Bf16].into_iter().zip(tolerances) {
         let (mut parameters, inputs) = inputs(shapes);
         rounded(&mut parameters, format);
@@ -162,20 +164,56 @@ proptest! {
         compare(leak(case), format, tolerance(format));
     }
 
+    /// Whole rows and each of their heads; with the sum read too, as a pre-norm block does, and without.
     #[test]
-    fn layer_norm_agrees(tokens in 1usize..30, hidden in 8usize..80) {
+    fn norms_agree(tokens in 1usize..30, width in 8usize..80, heads in 1usize..4, rms: bool) {
         // Fewer may happen to be almost equal, and what is divided by their deviation is then rounding alone.
-        let weights = norm(hidden);
-        elementwise(&[(tokens, hidden), (tokens, hidden)], [2e-4, 6e-2], move |ops, x| ops.layer_norm(&x[0], Some(&x[1]), weights));
-        elementwise(&[(tokens, hidden)], [2e-4, 6e-2], move |ops, x| ops.layer_norm(&x[0], None, weights));
+        let weights = if rms { rms_norm(width) } else { norm(width) };
+        let shape = (tokens, heads * width);
+        elementwise(&[shape, shape], [2e-4, 6e-2], move |ops, x| Ok(vec![ops.norm(&x[0], Some(&x[1]), weights)?]));
+        elementwise(&[shape], [2e-4, 6e-2], move |ops, x| Ok(vec![ops.norm(&x[0], None, weights)?]));
+        let both = move |ops: &mut dyn Ops<'static>, x: &[Value]| Ok(ops.sum_and_norm(&x[0], &x[1], weights)?.to_vec());
+        elementwise(&[shape, shape], [2e-4, 6e-2], both);
+        // The gradient of a sum that alone is read.
+        elementwise(&[shape, shape], [1e-5, 1e-2], move |ops, x| {
+            Ok(vec![ops.sum_and_norm(&x[0], &x[1], weights)?[0].clone()])
+        });
+    }
+
+    #[test]
+    fn sums_agree(tokens in 1usize..30, hidden in 1usize..80) {
+        elementwise(&[(tokens, hidden), (tokens, hidden)], [1e-6, 1e-2], |ops, x| Ok(vec![ops.add(&x[0], &x[1])?]));
+        elementwise(&[(tokens, hidden)], [1e-6, 1e-2], |ops, x| Ok(vec![ops.add(&x[0], &x[0])?]));
+    }
+
+    #[test]
+    fn rotary_embeddings_agree(positions in prop::collection::vec(0u32..50, 1..30), heads in 1usize..4, half in 1usize..20) {
+        let table = Arc::new(RotaryTable::new(2 * half, 50, 10_000.0));
+        let positions: Positions = positions.into();
+        elementwise(&[(positions.len(), 2 * half * heads)], [1e-5, 1e-2], move |ops, x| {
+            Ok(vec![ops.rotary(&x[0], &table, &positions)?])
+        });
+    }
+
+    #[test]
+    fn splits_agree(tokens in 1usize..30, widths in prop::collection::vec(1usize..20, 1..5), read in 1usize..5) {
+        let total = widths.iter().sum();
+        // Parts that nobody reads have no gradient.
+        elementwise(&[(tokens, total)], [1e-6, 1e-2], move |ops, x| {
+            let mut parts = ops.split(&x[0], &widths)?;
+            parts.truncate(read);
+            Ok(parts)
+        });
     }
 
     #[test]
     fn activations_agree(tokens in 1usize..30, hidden in 1usize..80) {
         for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
-            elementwise(&[(tokens, hidden)], [1e-5, 1e-2], move |ops, x| ops.activation(&x[0], kind));
+            elementwise(&[(tokens, hidden)], [1e-5, 1e-2], move |ops, x| Ok(vec![ops.activation(&x[0], kind)?]));
+            let gate = move |ops: &mut dyn Ops<'static>, x: &[Value]| Ok(vec![ops.gate(&x[0], &x[1], kind)?]);
+            elementwise(&[(tokens, hidden), (tokens, hidden)], [1e-5, 1e-2], gate);
         }
-        elementwise(&[(tokens, hidden)], [1e-5, 2e-2], |ops, x| ops.tanh(&x[0]));
+        elementwise(&[(tokens, hidden)], [1e-5, 2e-2], |ops, x| Ok(vec![ops.tanh(&x[0])?]));
     }
 
     #[test]
@@ -189,7 +227,9 @@ proptest! {
         let (q, k) = (*queries.last().unwrap(), *keys.last().unwrap());
         if q > 0 {
             let shapes = [(q, kv_heads * group * head_dim), (k, kv_heads * head_dim), (k, kv_heads * head_dim)];
-            elementwise(&shapes, [1e-4, 3e-2], move |ops, x| ops.attention([&x[0], &x[1], &x[2]], &queries, &keys, shape));
+            elementwise(&shapes, [1e-4, 3e-2], move |ops, x| {
+                Ok(vec![ops.attention([&x[0], &x[1], &x[2]], &queries, &keys, shape)?])
+            });
         }
     }
 
@@ -197,15 +237,16 @@ proptest! {
     #[test]
     fn selection_agrees(rows in prop::collection::vec(0usize..9, 1..20), width in 1usize..30) {
         let rows: Offsets = rows.into();
-        elementwise(&[(9, width)], [1e-6, 2e-2], move |ops, x| ops.select(&x[0], &rows));
+        elementwise(&[(9, width)], [1e-6, 2e-2], move |ops, x| Ok(vec![ops.select(&x[0], &rows)?]));
     }
 
     #[test]
-    fn classification_agrees(sequences in 1usize..12, hidden in 1usize..40, classes in 2usize..9) {
+    fn classification_agrees(sequences in 1usize..12, hidden in 1usize..40, classes in 2usize..9, bias: bool) {
         for (format, tolerance) in [(BaseFormat::F32, 1e-4), (BaseFormat::Bf16, 1e-2)] {
             let (mut parameters, ids) = inputs(&[(sequences, hidden)]);
             rounded(&mut parameters, format);
-            let head = [parameters.add(matrix(classes, hidden, 8)), parameters.add(matrix(1, classes, 9))];
+            let weight = parameters.add(matrix(classes, hidden, 8));
+            let head = ClassifierHead { weight, bias: bias.then(|| parameters.add(matrix(1, classes, 9))) };
             let labels: Vec<u32> = (0..sequences as u32).map(|i| i * 7 % classes as u32).collect();
             let of = |kind| {
                 let mut gradients = Gradients::new(&parameters);
@@ -219,6 +260,78 @@ proptest! {
                 all
             };
             assert_close(&of(OpsKind::Reference), &of(OpsKind::Fast), tolerance);
+        }
+    }
+
+    /// A head of any format over tokens of which some do not count: the loss, its gradient, and the logits.
+    #[test]
+    fn the_vocabulary_loss_agrees(
+        tokens in 1usize..40, hidden in 1usize..40, vocabulary in 2usize..90, format in format(), counted in 0usize..4,
+    ) {
+        let (mut parameters, ids) = inputs(&[(tokens, hidden)]);
+        rounded(&mut parameters, format);
+        let head = quant::frozen(format, vocabulary, hidden, &values(vocabulary * hidden, 8)).unwrap();
+        let target = |i: usize| if i % 4 < counted { (i * 7 % vocabulary) as u32 } else { IGNORED };
+        let targets: Vec<u32> = (0..tokens).map(target).collect();
+        let none = Adapters::none();
+        let of = |kind| {
+            let mut gradients = Gradients::new(&parameters);
+            let mut ops = Workspace::new(kind, format, false).ops(&parameters, &none, Pass::Training).unwrap();
+            let x = ops.leaf(ids[0]).unwrap();
+            let logits = ops.logits(&x, &head).unwrap();
+            let found = ops.token_loss(&x, &head, &targets).unwrap();
+            ops.backward(&mut gradients).unwrap();
+            let gradient = gradients.get(ids[0]).map_or(vec![0.0; tokens * hidden], <[f32]>::to_vec);
+            vec![logits, vec![found.mean as f32, found.counted as f32], gradient]
+        };
+        assert_close(&of(OpsKind::Reference), &of(OpsKind::Fast), tolerance(format));
+    }
+
+    /// Tokens in pieces of any size, some of them none, against attention to the whole sequences at once.
+    #[test]
+    fn cached_attention_agrees_with_the_whole(
+        pieces in prop::collection::vec(prop::collection::vec(0usize..7, 3), 1..5), kv_heads in 1usize..3,
+        group in 1usize..3, head_dim in 1usize..20, format in format(),
+    ) {
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, causal: true };
+        // A pass has a token at least.
+        let pieces: Vec<Vec<usize>> = pieces.into_iter().filter(|piece| piece.iter().sum::<usize>() > 0).collect();
+        prop_assume!(!pieces.is_empty());
+        let totals: Vec<usize> = (0..3).map(|i| pieces.iter().map(|piece| piece[i]).sum()).collect();
+        let whole = offsets(&totals);
+        let widths = [shape.heads, kv_heads, kv_heads].map(|heads| heads * head_dim);
+        let (parameters, none) = (Parameters::default(), Adapters::none());
+        for kind in [OpsKind::Reference, OpsKind::Fast] {
+            let mut ops = Workspace::new(kind, format, false).ops(&parameters, &none, Pass::Inference).unwrap();
+            let bytes_each = Workspace::new(kind, format, false).element_bytes();
+            let qkv: Vec<Value> = widths.iter().zip(1..).map(|(&width, seed)| {
+                let wide = values(whole[3] * width, seed);
+                let bytes: Vec<u8> = if bytes_each == 4 {
+                    bytemuck::cast_slice(&wide).to_vec()
+                } else {
+                    wide.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
+                };
+                ops.constant(whole[3], width, &bytes).unwrap()
+            }).collect();
+            let at_once = ops.attention([&qkv[0], &qkv[1], &qkv[2]], &whole, &whole, shape).unwrap();
+            let expected = ops.read(&at_once).unwrap();
+            let mut found = vec![0.0; expected.len()];
+            let mut cache = KvCache::new(3, 1);
+            for piece in &pieces {
+                let rows: Vec<usize> = (0..3).flat_map(|i| {
+                    let first = whole[i] + cache.lengths()[i];
+                    first..first + piece[i]
+                }).collect();
+                let picked: Offsets = rows.clone().into();
+                let new: Vec<Value> = qkv.iter().map(|x| ops.select(x, &picked).unwrap()).collect();
+                let offsets = offsets(piece);
+                let out = ops.cached_attention([&new[0], &new[1], &new[2]], &offsets, (&mut cache, 0), shape).unwrap();
+                cache.advance(&offsets);
+                for (row, out) in rows.iter().zip(ops.read(&out).unwrap().chunks_exact(widths[0])) {
+                    found[row * widths[0]..][..widths[0]].copy_from_slice(out);
+                }
+            }
+            assert_close(&[expected], &[found], if bytes_each == 4 { 1e-5 } else { 1e-2 });
         }
     }
 
@@ -239,7 +352,12 @@ proptest! {
 }
 
 fn norm(hidden: usize) -> &'static NormWeights {
-    leak(NormWeights { scale: values(hidden, 1).into(), shift: values(hidden, 2).into(), epsilon: 1e-5 })
+    let kind = NormKind::Layer { shift: values(hidden, 2).into() };
+    leak(NormWeights { scale: values(hidden, 1).into(), kind, epsilon: 1e-5 })
+}
+
+fn rms_norm(hidden: usize) -> &'static NormWeights {
+    leak(NormWeights { scale: values(hidden, 1).into(), kind: NormKind::Rms, epsilon: 1e-5 })
 }
 
 /// Recomputation gives the very bits of a pass that kept everything, dropout and gradients through the input included.
@@ -259,7 +377,7 @@ fn a_recomputed_block_gives_the_same_bits() {
             let y = layers[0].forward(ops, x)?;
             let y = ops.activation(&y, Activation::Gelu)?;
             let y = layers[1].forward(ops, &y)?;
-            ops.layer_norm(&y, Some(x), norm(24))
+            ops.norm(&y, Some(x), norm(24))
         });
         let y = ops.block(&x[0], &block)?;
         Ok(vec![ops.block(&y, &block)?])
@@ -275,7 +393,9 @@ fn a_recomputed_block_gives_the_same_bits() {
 #[test]
 fn cross_entropy_is_the_mean_in_nats() {
     let mut parameters = Parameters::default();
-    let head = [parameters.add(Matrix::zeros(2, 1)), parameters.add(Matrix::new(1, 2, vec![0.0, 3f32.ln()]).unwrap())];
+    let weight = parameters.add(Matrix::zeros(2, 1));
+    let bias = parameters.add(Matrix::new(1, 2, vec![0.0, 3f32.ln()]).unwrap());
+    let head = ClassifierHead { weight, bias: Some(bias) };
     let none = Adapters::none();
     for kind in [OpsKind::Reference, OpsKind::Fast] {
         let mut gradients = Gradients::new(&parameters);
@@ -285,7 +405,7 @@ fn cross_entropy_is_the_mean_in_nats() {
         let loss = ops.classify(&x, head, Some(&[0, 1])).unwrap().loss.unwrap();
         assert!((loss - (4f64.ln() + (4.0f64 / 3.0).ln()) / 2.0).abs() < 1e-6);
         ops.backward(&mut gradients).unwrap();
-        for (found, expected) in gradients.get(head[1]).unwrap().iter().zip([-0.25, 0.25]) {
+        for (found, expected) in gradients.get(bias).unwrap().iter().zip([-0.25, 0.25]) {
             assert!((found - expected).abs() < 1e-6);
         }
     }
@@ -296,7 +416,7 @@ fn cross_entropy_is_the_mean_in_nats() {
 fn misfits_are_errors() {
     let layer = leak(linear("a", BaseFormat::F32, 3, 2, false, 1));
     let (mut parameters, ids) = inputs(&[(2, 4)]);
-    let head = [parameters.add(matrix(2, 4, 1)), parameters.add(matrix(1, 2, 1))];
+    let head = ClassifierHead { weight: parameters.add(matrix(2, 4, 1)), bias: Some(parameters.add(matrix(1, 2, 1))) };
     let none = Adapters::none();
     for kind in [OpsKind::Reference, OpsKind::Fast] {
         let workspace = Workspace::new(kind, BaseFormat::F32, false);
@@ -304,7 +424,27 @@ fn misfits_are_errors() {
         let x = ops.leaf(ids[0]).unwrap();
         let message = |result: Result<Value, Error>| result.unwrap_err().to_string();
         assert!(message(layer.forward(&mut *ops, &x)).contains("a takes inputs of width 3, not 4"));
-        assert!(message(ops.layer_norm(&x, None, norm(3))).contains("layer norm of width 3"));
+        assert!(message(ops.norm(&x, None, norm(3))).contains("norm of width 3"));
+        let odd = ops.constant(1, 4, &[0; 16]).unwrap();
+        assert!(message(ops.add(&x, &odd)).contains("a sum of"));
+        assert!(message(ops.gate(&x, &odd, Activation::Silu)).contains("a gated unit of"));
+        let table = Arc::new(RotaryTable::new(4, 3, 1e4));
+        assert!(message(ops.rotary(&x, &table, &[0, 3].into())).contains("at 2 of 3 positions"));
+        assert!(message(ops.rotary(&x, &table, &[0].into())).contains("rotary"));
+        assert!(ops.split(&x, &[3]).unwrap_err().to_string().contains("columns [3]"));
+        let words = FrozenMatrix::from_f32(3, 4, vec![0.0; 12]);
+        assert!(ops.token_loss(&x, &words, &[0, 3]).unwrap_err().to_string().contains("target 3 of a vocabulary of 3"));
+        assert!(ops.token_loss(&x, &words, &[0]).unwrap_err().to_string().contains("1 targets for 2 tokens"));
+        assert!(ops.logits(&x, &FrozenMatrix::from_f32(1, 3, vec![0.0; 3])).is_err());
+        let (full, mut cache) = (AttentionShape { causal: true, ..AttentionShape::full(1, 4) }, KvCache::new(1, 1));
+        let constant = ops.constant(2, 4, &[0; 32]).unwrap();
+        let two = offsets(&[2]);
+        assert!(message(ops.cached_attention([&odd, &x, &x], &two, (&mut cache, 0), full)).contains("cached"));
+        let of = [&constant, &constant, &constant];
+        assert!(
+            message(ops.cached_attention(of, &two, (&mut cache, 1), full)).contains("layer 1 of a cache of 1 layers")
+        );
+        assert!(message(ops.cached_attention(of, &two, (&mut KvCache::new(2, 1), 0), full)).contains("2 sequences"));
         assert!(message(ops.select(&x, &vec![2].into())).contains("row 2"));
         let shape = AttentionShape::full(3, 1);
         assert!(message(ops.attention([&x, &x, &x], &offsets(&[2]), &offsets(&[2]), shape)).contains("attention"));

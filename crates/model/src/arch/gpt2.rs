@@ -1,0 +1,201 @@
+//! GPT-2 as Hugging Face's `GPT2LMHeadModel` and `GPT2ForSequenceClassification` compute it; dropout is left out.
+//!
+//! Its linear weights are stored `[inputs, outputs]`, and queries, keys and values come of one of them.
+
+use super::config::{MAX_LAYERS, MAX_ROWS, MAX_WIDTH, check_sizes, refuse, require_off};
+use super::decoder::{Decoder, DecoderLayer, Projected, Tokens};
+use super::weights::Weights;
+use super::{Architecture, CausalHead, Outline};
+use crate::Error;
+use crate::io::WeightSource;
+use crate::nn::Linear;
+use crate::ops::{AttentionShape, NormWeights, Ops, Value};
+use fedpipe_core::{BaseFormat, CandidateWeight, WeightId};
+use fedpipe_kernels::Activation;
+use std::sync::Arc;
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    model_type: "gpt2",
+    outline: |source| Ok(Config::read(source)?.outline()),
+    load: |source, format| Ok(Box::new(load(source, format)?)),
+};
+
+const PREFIX: &str = "transformer.";
+const OUTPUT_HEAD: &str = "lm_head.weight";
+
+/// What GPT-2's class fills in where the configuration has no `activation_function`.
+const DEFAULT_ACTIVATION: &str = "gelu_new";
+
+struct Config {
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    inner: usize,
+    vocabulary: usize,
+    positions: usize,
+    epsilon: f32,
+    activation: Activation,
+    tied: bool,
+}
+
+impl Config {
+    fn read(source: &dyn WeightSource) -> Result<Self, Error> {
+        let activation = match source.config_optional_str("activation_function")?.unwrap_or(DEFAULT_ACTIVATION) {
+            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "gelu" => Activation::Gelu,
+            other => {
+                let reason = format!("is {other:?}; gelu_new, gelu_pytorch_tanh and gelu are supported");
+                return refuse(source, "activation_function", reason);
+            }
+        };
+        require_off(source, &["add_cross_attention"], "only decoders by themselves are supported")?;
+        require_off(source, &["scale_attn_by_inverse_layer_idx"], "scores are scaled alike in every layer")?;
+        if source.config_bool("scale_attn_weights")? == Some(false) {
+            return refuse(source, "scale_attn_weights", "is false; scores are scaled by 1/√head_dim".into());
+        }
+        let hidden = source.config_usize("n_embd")?;
+        let config = Self {
+            hidden,
+            layers: source.config_usize("n_layer")?,
+            heads: source.config_usize("n_head")?,
+            inner: source.config_optional_usize("n_inner")?.unwrap_or(hidden.saturating_mul(4)),
+            vocabulary: source.config_usize("vocab_size")?,
+            positions: source.config_usize("n_positions")?,
+            epsilon: source.config_f64("layer_norm_epsilon")? as f32,
+            activation,
+            // The class ties them where the configuration does not say.
+            tied: source.config_bool("tie_word_embeddings")?.unwrap_or(true),
+        };
+        check_sizes(
+            source,
+            &[
+                ("n_layer", config.layers, MAX_LAYERS),
+                ("n_embd", config.hidden, MAX_WIDTH),
+                ("n_inner", config.inner, MAX_WIDTH),
+                ("vocab_size", config.vocabulary, MAX_ROWS),
+                ("n_positions", config.positions, MAX_ROWS),
+            ],
+        )?;
+        if config.heads == 0 || !config.hidden.is_multiple_of(config.heads) {
+            let reason = format!("is {}, which does not divide n_embd {}", config.heads, config.hidden);
+            return refuse(source, "n_head", reason);
+        }
+        Ok(config)
+    }
+
+    /// The linear weights of a layer: path below the layer, kind, columns, rows.
+    fn layer_weights(&self) -> [(&'static str, &'static str, usize, usize); 4] {
+        let (h, i) = (self.hidden, self.inner);
+        [
+            ("attn.c_attn", "c_attn", h, 3 * h),
+            ("attn.c_proj", "attn.c_proj", h, h),
+            ("mlp.c_fc", "c_fc", h, i),
+            ("mlp.c_proj", "mlp.c_proj", i, h),
+        ]
+    }
+
+    fn outline(&self) -> Outline {
+        let h = self.hidden;
+        let mut matrices = vec![(self.vocabulary, h), (self.positions, h)];
+        let mut candidates = Vec::new();
+        for layer in 0..self.layers {
+            for (path, kind, inputs, outputs) in self.layer_weights() {
+                matrices.push((outputs, inputs));
+                let id = WeightId::new(format!("{PREFIX}{}", at(layer, path)));
+                candidates.push(CandidateWeight { id, layer, kind: kind.to_string(), inputs, outputs });
+            }
+        }
+        let layer_vectors = self.layer_weights().iter().map(|w| w.3).sum::<usize>() + 4 * h;
+        Outline {
+            layers: self.layers,
+            hidden: h,
+            vocabulary: self.vocabulary,
+            max_positions: self.positions,
+            candidates,
+            default_targets: &["c_attn"],
+            matrices,
+            vector_values: self.layers * layer_vectors + 2 * h,
+            head_module: "score",
+            head_bias: false,
+            prefix: PREFIX,
+            classifier_class: "GPT2ForSequenceClassification",
+            causal: Some(CausalHead {
+                class: "GPT2LMHeadModel",
+                tensor: (!self.tied).then_some(OUTPUT_HEAD),
+                shape: (self.vocabulary, h),
+            }),
+            transposed: true,
+        }
+    }
+}
+
+fn at(layer: usize, path: &str) -> String {
+    format!("h.{layer}.{path}")
+}
+
+struct Layer {
+    input_norm: NormWeights,
+    attention: Linear,
+    output: Linear,
+    feed_forward_norm: NormWeights,
+    inner: Linear,
+    outer: Linear,
+    activation: Activation,
+}
+
+impl Layer {
+    fn load(weights: &mut Weights<'_>, config: &Config, layer: usize) -> Result<Self, Error> {
+        let (h, eps) = (config.hidden, config.epsilon);
+        let mut linear = |path: &str, inputs, outputs| weights.transposed(&at(layer, path), inputs, outputs);
+        let [attention, output, inner, outer] = config.layer_weights().map(|(path, _, i, o)| linear(path, i, o));
+        Ok(Self {
+            attention: attention?,
+            output: output?,
+            inner: inner?,
+            outer: outer?,
+            input_norm: weights.layer_norm(&at(layer, "ln_1"), h, eps)?,
+            feed_forward_norm: weights.layer_norm(&at(layer, "ln_2"), h, eps)?,
+            activation: config.activation,
+        })
+    }
+}
+
+impl DecoderLayer for Layer {
+    fn project<'a>(&'a self, ops: &mut dyn Ops<'a>, x: &Value, tokens: &Tokens) -> Result<Projected, Error> {
+        let normed = ops.norm(x, None, &self.input_norm)?;
+        let fused = self.attention.forward(ops, &normed)?;
+        drop(normed);
+        let parts = ops.split(&fused, &[x.columns(); 3])?;
+        let [q, k, v]: [Value; 3] =
+            parts.try_into().map_err(|_| Error::shape("queries, keys and values of one layer".into()))?;
+        Ok(Projected { qkv: [tokens.select(ops, &q)?, k, v], residual: tokens.select(ops, x)? })
+    }
+
+    fn finish<'a>(&'a self, ops: &mut dyn Ops<'a>, context: &Value, residual: &Value) -> Result<Value, Error> {
+        let attended = self.output.forward(ops, context)?;
+        let [sum, normed] = ops.sum_and_norm(&attended, residual, &self.feed_forward_norm)?;
+        drop(attended);
+        let inner = self.inner.forward(ops, &normed)?;
+        drop(normed);
+        let inner = ops.activation(&inner, self.activation)?;
+        let output = self.outer.forward(ops, &inner)?;
+        drop(inner);
+        ops.add(&output, &sum)
+    }
+}
+
+fn load(source: &dyn WeightSource, format: BaseFormat) -> Result<Decoder<Layer>, Error> {
+    let config = Config::read(source)?;
+    let mut weights = Weights::new(source, format, PREFIX, "wte.weight");
+    Ok(Decoder {
+        words: Arc::new(weights.matrix("wte", config.vocabulary, config.hidden)?),
+        places: Some(weights.matrix("wpe", config.positions, config.hidden)?),
+        layers: (0..config.layers).map(|layer| Layer::load(&mut weights, &config, layer)).collect::<Result<_, _>>()?,
+        norm: weights.layer_norm("ln_f", config.hidden, config.epsilon)?,
+        shape: AttentionShape { causal: true, ..AttentionShape::full(config.heads, config.hidden / config.heads) },
+        max_positions: config.positions,
+        tied: config.tied,
+        format,
+        bytes: weights.bytes(),
+    })
+}
