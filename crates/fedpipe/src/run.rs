@@ -282,7 +282,8 @@ fn between_rounds(
 /// Quality over the base weights in `format`.
 fn measure(setup: &Setup, format: BaseFormat, adapter: &Adapter, data: &Dataset) -> Result<Metrics, AppError> {
     let encoder = setup.base.encoder(format)?;
-    Ok(evaluate(&*encoder, setup.base.outline().head_module, adapter, data)?)
+    let objective = setup.base.objective(&data.targets, format)?;
+    Ok(evaluate(&*encoder, &objective, adapter, data)?)
 }
 
 fn write_plan(run_dir: &RunDir, setup: &Setup, state: &RunState) -> Result<(), AppError> {

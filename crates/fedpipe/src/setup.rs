@@ -53,7 +53,7 @@ impl Setup {
         for (silo, examples) in own {
             train.insert(silo, encoder.examples(&examples, &labels)?);
         }
-        let spec = base.spec(target_modules(config), labels.len())?;
+        let spec = base.spec(target_modules(config), Some(labels.len()))?;
         let silos = config.silos.iter().map(|silo| SiloSettings {
             silo: SiloId::new(&silo.name),
             memory_mib: silo.memory_mib,

@@ -74,7 +74,7 @@ impl Trained {
                 (Labels::from_names(names), base.outline().max_positions)
             }
         };
-        base.check_adapter(&saved.adapter, labels.len())?;
+        base.check_adapter(&saved.adapter, (labels.len() > 0).then_some(labels.len()))?;
         check_length(&base, max_length)?;
         let encoder = TextEncoder::open(base.folder().path(), max_length, base.outline().vocabulary)?;
         Ok(Self { base, adapter: saved.adapter, labels, encoder, config })

@@ -19,7 +19,7 @@ use fedpipe_kernels::{CountingAllocator, Path as KernelPath, keep_freed_memory};
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Batches, Columns, Dataset, Example, Labels, TextEncoder, read};
 use fedpipe_model::ops::OpsKind;
-use fedpipe_model::{BaseModel, Training, train};
+use fedpipe_model::{BaseModel, Objective, Training, train};
 use mimalloc::MiMalloc;
 use serde_json::{Value, json};
 
@@ -112,8 +112,8 @@ fn measure(options: &Options) -> Result<Value, Box<dyn Error>> {
 
     HEAP.reset_peak();
     let (mut steps, mut last_loss, mut start) = (Vec::new(), f64::NAN, Instant::now());
-    let head_module = base.outline().head_module;
-    let training = Training { kind: OpsKind::Fast, encoder: &*encoder, head_module, cache: None };
+    let objective = Objective::Classification { head_module: base.outline().head_module };
+    let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: None };
     train(training, &data, &work, seed, &Stop::default(), &mut |report| {
         steps.push((report.tokens, start.elapsed().as_secs_f64()));
         (last_loss, start) = (report.loss, Instant::now());

@@ -2,9 +2,13 @@
 
 use crate::Error;
 use crate::arch::{self, Architecture, Backbone, Outline};
+use crate::data::Targets;
 use crate::io::HfFolder;
+use crate::task::Objective;
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, ModelSpec};
+use fedpipe_kernels::FrozenMatrix;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +17,15 @@ pub struct BaseModel {
     folder: HfFolder,
     architecture: &'static Architecture,
     outline: Outline,
-    encoders: Mutex<BTreeMap<BaseFormat, Arc<dyn Backbone>>>,
+    encoders: Mutex<BTreeMap<BaseFormat, Loaded>>,
+}
+
+/// Weights in one format.
+#[derive(Clone)]
+struct Loaded {
+    layers: Arc<dyn Backbone>,
+    /// The output head, once it was asked for.
+    head: Option<Arc<FrozenMatrix>>,
 }
 
 impl BaseModel {
@@ -48,13 +60,59 @@ impl BaseModel {
     /// # Errors
     /// When a weight is missing, broken or of the wrong shape.
     pub fn encoder(&self, format: BaseFormat) -> Result<Arc<dyn Backbone>, Error> {
-        let mut encoders = self.encoders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(encoder) = encoders.get(&format) {
-            return Ok(encoder.clone());
+        Ok(self.loaded(format, &mut self.encoders.lock().unwrap_or_else(PoisonError::into_inner))?.layers.clone())
+    }
+
+    fn loaded<'a>(
+        &self,
+        format: BaseFormat,
+        encoders: &'a mut BTreeMap<BaseFormat, Loaded>,
+    ) -> Result<&'a mut Loaded, Error> {
+        Ok(match encoders.entry(format) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert(Loaded { layers: (self.architecture.load)(&self.folder, format)?.into(), head: None })
+            }
+        })
+    }
+
+    /// What texts with these targets train the model for. A language model's output head is loaded in `format` on first
+    /// use and shared afterwards.
+    ///
+    /// # Errors
+    /// When tokens are to be written by a model that cannot, or its head cannot be read.
+    pub fn objective(&self, targets: &Targets, format: BaseFormat) -> Result<Objective, Error> {
+        match targets {
+            Targets::Tokens(_) => Ok(Objective::Language { head: self.output_head(format)? }),
+            Targets::Classes(_) | Targets::None => {
+                Ok(Objective::Classification { head_module: self.outline.head_module })
+            }
         }
-        let encoder: Arc<dyn Backbone> = (self.architecture.load)(&self.folder, format)?.into();
-        encoders.insert(format, encoder.clone());
-        Ok(encoder)
+    }
+
+    /// The output head of a language model, `[vocabulary, hidden]`.
+    ///
+    /// # Errors
+    /// When the model has none, or it cannot be read.
+    pub fn output_head(&self, format: BaseFormat) -> Result<Arc<FrozenMatrix>, Error> {
+        let mut encoders = self.encoders.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = self.loaded(format, &mut encoders)?;
+        if let Some(head) = &loaded.head {
+            return Ok(head.clone());
+        }
+        let no_writer = || Error::Misfit(format!("a {} model has no output head: it cannot write", self.model_type()));
+        let causal = self.outline.causal.as_ref().ok_or_else(no_writer)?;
+        let head = causal.load(&self.folder, format, loaded.layers.language().ok_or_else(no_writer)?)?;
+        loaded.head = Some(head.clone());
+        Ok(head)
+    }
+
+    /// Bytes of an objective's frozen head that are not among those of the layers.
+    pub(crate) fn own_head_bytes(&self, objective: &Objective) -> u64 {
+        match (objective, &self.outline.causal) {
+            (Objective::Language { head }, Some(causal)) if causal.tensor.is_some() => head.bytes() as u64,
+            _ => 0,
+        }
     }
 
     /// Lets go of the weights in a format; they are loaded again when needed.
@@ -62,14 +120,14 @@ impl BaseModel {
         self.encoders.lock().unwrap_or_else(PoisonError::into_inner).remove(&format);
     }
 
-    /// The model as the federation sees it, for a classification with `classes` labels.
+    /// The model as the federation sees it, for a classification with `classes` labels; without, for writing.
     ///
     /// `targets` names kinds of weights (`query`) or whole module paths; empty takes the
     /// architecture's usual ones.
     ///
     /// # Errors
     /// When a target matches no weight, or the weights cannot be read.
-    pub fn spec(&self, targets: &[String], classes: usize) -> Result<ModelSpec, Error> {
+    pub fn spec(&self, targets: &[String], classes: Option<usize>) -> Result<ModelSpec, Error> {
         Ok(ModelSpec {
             architecture: self.model_type().to_string(),
             fingerprint: self.folder.fingerprint()?,
@@ -77,16 +135,22 @@ impl BaseModel {
             layers: self.outline.layers,
             hidden: self.outline.hidden,
             candidates: self.targets(targets)?,
-            head: self.outline.head_shapes(classes),
-            base_bytes: BaseFormat::ALL.map(|format| (format, self.outline.base_bytes(format))).into(),
+            head: classes.map_or_else(BTreeMap::new, |classes| self.outline.head_shapes(classes)),
+            base_bytes: BaseFormat::ALL.map(|format| (format, self.bytes(format, classes.is_none()))).into(),
         })
     }
 
-    /// Checks that an adapter and its head belong to this model and to `classes` labels.
+    /// Bytes of the frozen weights at rest, with the output head or without.
+    fn bytes(&self, format: BaseFormat, writes: bool) -> u64 {
+        let head = self.outline.causal.as_ref().filter(|_| writes);
+        self.outline.base_bytes(format) + head.map_or(0, |head| head.bytes(format))
+    }
+
+    /// Checks that an adapter and its head belong to this model and to `classes` labels; without, to writing.
     ///
     /// # Errors
     /// [`Error::Misfit`] with the first tensor that does not fit.
-    pub fn check_adapter(&self, adapter: &Adapter, classes: usize) -> Result<(), Error> {
+    pub fn check_adapter(&self, adapter: &Adapter, classes: Option<usize>) -> Result<(), Error> {
         for (id, factors) in &adapter.factors {
             let Some(weight) = self.outline.candidates.iter().find(|c| &c.id == id) else {
                 return Err(Error::Misfit(format!("the model has no weight {id} that can be adapted")));
@@ -97,10 +161,10 @@ impl BaseModel {
                 return Err(Error::Misfit(format!("{id} is {expected:?} in the model and {found:?} in the adapter")));
             }
         }
-        let expected = self.outline.head_shapes(classes);
+        let expected = classes.map_or_else(BTreeMap::new, |classes| self.outline.head_shapes(classes));
         let found: BTreeMap<_, _> = adapter.head.iter().map(|(n, m)| (n.clone(), (m.rows(), m.cols()))).collect();
         if found != expected {
-            return Err(Error::Misfit(format!("its head is {found:?}; {classes} labels take {expected:?}")));
+            return Err(Error::Misfit(format!("its head is {found:?}; the task takes {expected:?}")));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::arch::Backbone;
 use crate::data::Dataset;
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
-use crate::task::classification_head;
+use crate::task::{Objective, classification_head};
 use fedpipe_core::{Adapter, Metrics};
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ pub struct Prediction {
     pub logits: Vec<f32>,
 }
 
-/// Logits `[classes]` of every text, in order.
+/// Logits `[classes]` of every text of a classification, in order.
 ///
 /// # Errors
 /// When the adapter does not fit the model, or a tensor operation fails.
@@ -71,17 +71,24 @@ pub fn predict(
     Ok(predictions.collect())
 }
 
-/// Accuracy and mean cross-entropy on labelled texts.
+/// Quality on texts with targets: accuracy and mean cross-entropy of their labels, or the mean cross-entropy of the tokens
+/// to write.
 ///
 /// # Errors
-/// As [`logits`].
+/// As [`logits`], and when the texts' targets are not those of the objective.
 pub fn evaluate(
     encoder: &dyn Backbone,
-    head_module: &str,
+    objective: &Objective,
     adapter: &Adapter,
     data: &Dataset,
 ) -> Result<Metrics, Error> {
-    let logits = logits(encoder, head_module, adapter, data)?;
+    match objective {
+        Objective::Classification { head_module } => classified(&logits(encoder, head_module, adapter, data)?, data),
+        Objective::Language { .. } => written(encoder, objective, adapter, data),
+    }
+}
+
+fn classified(logits: &[Vec<f32>], data: &Dataset) -> Result<Metrics, Error> {
     let (mut right, mut loss) = (0usize, 0.0);
     for (logits, &label) in logits.iter().zip(data.classes()) {
         right += usize::from(most_probable(logits) == label as usize);
@@ -89,6 +96,24 @@ pub fn evaluate(
     }
     let examples = logits.len().max(1) as f64;
     Ok(Metrics { accuracy: Some(right as f64 / examples), loss: loss / examples, examples: logits.len() as u64 })
+}
+
+fn written(encoder: &dyn Backbone, objective: &Objective, adapter: &Adapter, data: &Dataset) -> Result<Metrics, Error> {
+    let (adapters, parameters) = (Adapters::constant(adapter), Parameters::default());
+    let loss = objective.loss(&BTreeMap::new())?;
+    let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
+    let indices: Vec<usize> = (0..data.len()).collect();
+    let (mut nats, mut counted) = (0.0, 0);
+    for part in indices.chunks(BATCH) {
+        let texts = data.subset(part);
+        let offsets: Offsets = texts.offsets.as_slice().into();
+        let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference)?;
+        let start = (0, encoder.embed(&mut *ops, &texts.ids, &offsets)?);
+        let found = loss.of(&mut *ops, encoder, start, &texts)?;
+        nats += found.mean * found.counted as f64;
+        counted += found.counted;
+    }
+    Ok(Metrics { accuracy: None, loss: nats / counted.max(1) as f64, examples: data.len() as u64 })
 }
 
 /// The first of the highest logits.

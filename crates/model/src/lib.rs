@@ -27,4 +27,5 @@ pub use error::Error;
 pub use evaluate::{Prediction, evaluate, logits, predict};
 pub use profile::{HeapMeter, ProfileSettings, device_name, measure_device};
 pub use silo::{CacheSettings, SiloSettings, SiloTrainer};
+pub use task::Objective;
 pub use train::{StepReport, Training, train};

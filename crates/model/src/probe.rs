@@ -7,7 +7,7 @@ use crate::data::{Batches, Dataset};
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::optimizer::AdamW;
 use crate::parameters::Gradients;
-use crate::task::classification_head;
+use crate::task::Objective;
 use crate::train::{StepReport, finite};
 use fedpipe_core::{Adapter, CandidateWeight, ProbeWork, Purpose, Seed, Stop, WeightId};
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ const MAX_GRAD_NORM: f64 = 1.0;
 #[expect(clippy::too_many_arguments, reason = "the same as train, and the candidates")]
 pub(crate) fn probe(
     encoder: &dyn Backbone,
-    head_module: &str,
+    objective: &Objective,
     candidates: &[CandidateWeight],
     data: &Dataset,
     work: &ProbeWork,
@@ -32,7 +32,7 @@ pub(crate) fn probe(
 ) -> Result<BTreeMap<WeightId, f64>, Error> {
     let head_only = Adapter { scaling: 1.0, factors: BTreeMap::new(), head: work.head.clone() };
     let mut trainable = Trainable::new(&head_only);
-    let head = classification_head(head_module, trainable.head())?;
+    let loss = objective.loss(trainable.head())?;
     let mut adapters = trainable.attached(&BTreeMap::new());
     let parameters = &mut trainable.parameters;
     let mut attached = Vec::with_capacity(candidates.len());
@@ -57,9 +57,8 @@ pub(crate) fn probe(
         let offsets: Offsets = batch.offsets.as_slice().into();
         gradients.clear();
         let mut ops = workspace.ops(parameters, &adapters, Pass::Training)?;
-        let pooled = encoder.pooled(&mut *ops, &batch.ids, &offsets)?;
-        let loss = finite(ops.classify(&pooled, head, Some(batch.classes()))?.loss, step)?;
-        drop(pooled);
+        let start = (0, encoder.embed(&mut *ops, &batch.ids, &offsets)?);
+        let loss = finite(loss.of(&mut *ops, encoder, start, &batch)?.mean, step)?;
         ops.backward(&mut gradients)?;
         drop(ops);
         for (id, triplets) in &attached {

@@ -8,8 +8,8 @@
 use crate::adapter::fresh_head;
 use crate::arch::Backbone;
 use crate::data::{Dataset, Targets};
-use crate::evaluate::logits;
-use crate::ops::OpsKind;
+use crate::evaluate::evaluate;
+use crate::ops::{IGNORED, OpsKind};
 use crate::{BaseModel, Error, Training, train};
 use fedpipe_core::{
     ActivationFormat, Adapter, BaseFormat, CandidateWeight, DeviceProfile, LowRank, MemoryCoefficients, ModelSpec,
@@ -45,6 +45,8 @@ pub struct ProfileSettings {
     pub formats: Vec<BaseFormat>,
     /// Tokens of a synthetic text.
     pub text_tokens: usize,
+    /// How many of them are written, for a language model; none for a classification.
+    pub written_tokens: Option<usize>,
     /// Texts in the larger batch; the smaller has a quarter.
     pub batch_size: usize,
     /// Rank of the adapters; the wider measurement has four times as much.
@@ -60,6 +62,7 @@ impl Default for ProfileSettings {
         Self {
             formats: BaseFormat::ALL.to_vec(),
             text_tokens: 96,
+            written_tokens: None,
             batch_size: 8,
             rank: 4,
             repetitions: 5,
@@ -152,7 +155,15 @@ struct Step {
 impl Bench<'_> {
     fn texts(&self, texts: usize, tokens: usize) -> Dataset {
         let ids = (0..tokens as u32).map(|i| i % self.base.outline().vocabulary as u32).collect::<Vec<_>>();
-        Dataset::pack(&vec![ids; texts], Targets::Classes(vec![0; texts]))
+        let targets = match self.settings.written_tokens {
+            None => Targets::Classes(vec![0; texts]),
+            Some(written) => {
+                let read = tokens.saturating_sub(written.max(1));
+                let next = (0..tokens).map(|place| if place < read { IGNORED } else { 0 });
+                Targets::Tokens(next.cycle().take(texts * tokens).collect())
+            }
+        };
+        Dataset::pack(&vec![ids; texts], targets)
     }
 
     fn adapter(&self, lowest: usize, rank: usize) -> Adapter {
@@ -171,6 +182,7 @@ impl Bench<'_> {
         rank: usize,
     ) -> Result<Step, Error> {
         let data = self.texts(texts, tokens);
+        let objective = self.base.objective(&data.targets, base_format)?;
         let adapter = self.adapter(lowest, rank);
         let (parameters, ranks) = (adapter.parameters(), adapter.factors.len() * rank);
         let work = TrainWork {
@@ -188,8 +200,7 @@ impl Bench<'_> {
         };
         let (mut last, mut fastest) = (Instant::now(), f64::INFINITY);
         let (peak, result) = peak_of(self.meter, || {
-            let training =
-                Training { kind: OpsKind::Fast, encoder, head_module: self.base.outline().head_module, cache: None };
+            let training = Training { kind: OpsKind::Fast, encoder, objective: &objective, cache: None };
             train(training, &data, &work, Seed(0), self.stop, &mut |_| {
                 fastest = fastest.min(last.elapsed().as_secs_f64());
                 last = Instant::now();
@@ -208,12 +219,13 @@ impl Bench<'_> {
     /// Seconds of the fastest forward pass without adapters.
     fn forward(&self, encoder: &dyn Backbone) -> Result<f64, Error> {
         let data = self.texts(self.settings.batch_size, self.settings.text_tokens);
+        let objective = self.base.objective(&data.targets, encoder.format())?;
         let mut head_only = self.adapter(usize::MAX, self.settings.rank);
         head_only.factors.clear();
         let mut fastest = f64::INFINITY;
         for _ in 0..self.settings.repetitions {
             let start = Instant::now();
-            logits(encoder, self.base.outline().head_module, &head_only, &data)?;
+            evaluate(encoder, &objective, &head_only, &data)?;
             fastest = fastest.min(start.elapsed().as_secs_f64());
         }
         Ok(fastest)

@@ -106,7 +106,7 @@ impl SiloTrainer {
             on_step(report);
         };
         let encoder = self.base.encoder(task.work.base_format())?;
-        let head = self.base.outline().head_module;
+        let objective = self.base.objective(&self.data.targets, task.work.base_format())?;
         let mut cache = match &task.work {
             Work::Train(work) => self.take_cache(work),
             Work::Probe(_) => None,
@@ -115,12 +115,12 @@ impl SiloTrainer {
         let start = Instant::now();
         let (peak, outcome) = peak_of(&*self.meter, || match &task.work {
             Work::Probe(work) => {
-                probe(&*encoder, head, &self.candidates, &self.data, work, task.seed, stop, &mut count)
+                probe(&*encoder, &objective, &self.candidates, &self.data, work, task.seed, stop, &mut count)
                     .map(Outcome::Scores)
             }
             Work::Train(work) => {
                 let training =
-                    Training { kind: OpsKind::Fast, encoder: &*encoder, head_module: head, cache: cache.as_mut() };
+                    Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: cache.as_mut() };
                 train(training, &self.data, work, task.seed, stop, &mut count).map(Outcome::Trained)
             }
         });
@@ -130,7 +130,8 @@ impl SiloTrainer {
             warn(format!("silo {}: {trouble}", self.settings.silo));
         }
         let cache = cache.and_then(|cache| self.keep_cache(cache, before));
-        Ok((outcome?, Measured { steps, tokens, loss, compute_s, peak_bytes: encoder.bytes() + peak, cache }))
+        let peak_bytes = encoder.bytes() + self.base.own_head_bytes(&objective) + peak;
+        Ok((outcome?, Measured { steps, tokens, loss, compute_s, peak_bytes, cache }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Local training of low-rank adapters and a classification head.
+//! Local training of low-rank adapters, and of a classifier's head.
 
 use crate::Error;
 use crate::adapter::{Adapters, Trainable};
@@ -8,7 +8,7 @@ use crate::data::{Batches, Dataset};
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::optimizer::AdamW;
 use crate::parameters::Gradients;
-use crate::task::classification_head;
+use crate::task::Objective;
 use fedpipe_core::{Adapter, Purpose, Seed, Stop, TrainWork};
 
 /// One optimizer step, as it is reported.
@@ -28,8 +28,8 @@ pub struct Training<'a> {
     pub kind: OpsKind,
     /// The base model.
     pub encoder: &'a dyn Backbone,
-    /// Module of the classification head.
-    pub head_module: &'a str,
+    /// What it is trained for.
+    pub objective: &'a Objective,
     /// Keeps what the frozen layers at the bottom make of each text.
     pub cache: Option<&'a mut PrefixCache>,
 }
@@ -46,10 +46,10 @@ pub fn train(
     stop: &Stop,
     on_step: &mut dyn FnMut(StepReport),
 ) -> Result<Adapter, Error> {
-    let Training { kind, encoder, head_module, mut cache } = training;
+    let Training { kind, encoder, objective, mut cache } = training;
     let mut trainable = Trainable::new(&work.adapter);
     let mut adapters = trainable.attached(&work.fixed);
-    let head = classification_head(head_module, trainable.head())?;
+    let loss = objective.loss(trainable.head())?;
     let mut optimizer = AdamW::new(&trainable.parameters, work.weight_decay);
     let mut gradients = Gradients::new(&trainable.parameters);
     let workspace = Workspace::new(kind, work.base_format, work.recompute);
@@ -63,17 +63,15 @@ pub fn train(
         let offsets: Offsets = batch.offsets.as_slice().into();
         gradients.clear();
         let mut ops = workspace.ops(&trainable.parameters, &adapters, Pass::Training)?;
-        let pooled = match cache.as_deref_mut() {
-            None => encoder.pooled(&mut *ops, &batch.ids, &offsets)?,
+        let start = match cache.as_deref_mut() {
+            None => (0, encoder.embed(&mut *ops, &batch.ids, &offsets)?),
             Some(cache) => {
                 let prefix = Frozen { encoder, workspace: &workspace, trainable: &trainable, adapters: &adapters };
                 let (first, bytes) = prefix.output(cache, &batch)?;
-                let x = ops.constant(batch.tokens(), encoder.hidden(), &bytes)?;
-                encoder.pooled_from(&mut *ops, first, x, &offsets)?
+                (first, ops.constant(batch.tokens(), encoder.hidden(), &bytes)?)
             }
         };
-        let loss = finite(ops.classify(&pooled, head, Some(batch.classes()))?.loss, step)?;
-        drop(pooled);
+        let loss = finite(loss.of(&mut *ops, encoder, start, &batch)?.mean, step)?;
         ops.backward(&mut gradients)?;
         drop(ops);
         optimizer.step(&mut trainable.parameters, &mut gradients, learning_rate(work, step), work.max_grad_norm);
@@ -127,7 +125,6 @@ fn learning_rate(work: &TrainWork, step: usize) -> f64 {
 }
 
 /// The loss, if it is a number.
-pub(crate) fn finite(loss: Option<f64>, step: usize) -> Result<f64, Error> {
-    let loss = loss.unwrap_or(f64::NAN);
+pub(crate) fn finite(loss: f64, step: usize) -> Result<f64, Error> {
     if loss.is_finite() { Ok(loss) } else { Err(Error::NotFinite { step: step + 1, loss }) }
 }

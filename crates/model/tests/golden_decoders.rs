@@ -7,11 +7,11 @@ use fedpipe_core::{Adapter, BaseFormat, LowRank, Matrix, Seed, Stop, TrainWork, 
 use fedpipe_kernels::FrozenMatrix;
 use fedpipe_model::adapter::{Adapters, Attached, Trained, fresh_head};
 use fedpipe_model::arch::Backbone;
-use fedpipe_model::data::Dataset;
+use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::io::WeightSource;
 use fedpipe_model::ops::{ClassifierHead, IGNORED, KvCache, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, ParameterId, Parameters};
-use fedpipe_model::{BaseModel, Training, train};
+use fedpipe_model::{BaseModel, Objective, Training, train};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -210,9 +210,10 @@ fn generation_with_a_cache_gives_the_logits_of_the_whole() {
 fn decoders_train_as_classifiers() {
     for name in MODELS {
         let base = BaseModel::open(&fixture(name)).unwrap();
-        let spec = base.spec(&[], 2).unwrap();
+        let spec = base.spec(&[], Some(2)).unwrap();
         let text = |i: u32| (0..9).map(|j| 1 + (i * 7 + j * 3) % 60).collect::<Vec<u32>>();
-        let data = Dataset::pack(&(0..8).map(text).collect::<Vec<_>>(), (0..8).map(|i| i % 2).collect());
+        let data =
+            Dataset::pack(&(0..8).map(text).collect::<Vec<_>>(), Targets::Classes((0..8).map(|i| i % 2).collect()));
         let fresh = |c: &fedpipe_core::CandidateWeight| {
             (c.id.clone(), LowRank::fresh(2, c.inputs, c.outputs, Seed(1).named(c.id.as_str())))
         };
@@ -236,13 +237,13 @@ fn decoders_train_as_classifiers() {
             };
             let encoder = base.encoder(base_format).unwrap();
             assert_eq!(encoder.bytes(), base.outline().base_bytes(base_format), "{name}");
-            let head_module = base.outline().head_module;
-            let training = Training { kind: OpsKind::Fast, encoder: &*encoder, head_module, cache: None };
+            let objective = Objective::Classification { head_module: base.outline().head_module };
+            let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: None };
             let mut losses = Vec::new();
             let trained =
                 train(training, &data, &work, Seed(3), &Stop::default(), &mut |report| losses.push(report.loss))
                     .unwrap();
-            base.check_adapter(&trained, 2).unwrap();
+            base.check_adapter(&trained, Some(2)).unwrap();
             assert!(losses[28] + losses[29] < 0.6 * (losses[0] + losses[1]), "{name}, {base_format}: {losses:?}");
         }
     }

@@ -4,7 +4,7 @@ use fedpipe_core::{Adapter, BaseFormat, LowRank, Seed, Stop, TrainWork};
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Columns, Labels, TextEncoder, read};
 use fedpipe_model::ops::OpsKind;
-use fedpipe_model::{BaseModel, Training, train};
+use fedpipe_model::{BaseModel, Objective, Training, train};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -59,8 +59,8 @@ fn fifty_steps_lose_the_same() {
         };
         let encoder = base.encoder(base_format).unwrap();
         let mut losses = Vec::new();
-        let head_module = base.outline().head_module;
-        let training = Training { kind, encoder: &*encoder, head_module, cache: None };
+        let objective = Objective::Classification { head_module: base.outline().head_module };
+        let training = Training { kind, encoder: &*encoder, objective: &objective, cache: None };
         train(training, &data, &work, seed, &Stop::default(), &mut |report| losses.push(report.loss)).unwrap();
         losses.chunks(WINDOW).map(|window| window.iter().sum::<f64>() / WINDOW as f64).collect::<Vec<_>>()
     };

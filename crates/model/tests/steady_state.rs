@@ -6,7 +6,7 @@ use fedpipe_kernels::CountingAllocator;
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::ops::OpsKind;
-use fedpipe_model::{BaseModel, CacheLimits, Prefix, PrefixCache, Training, train};
+use fedpipe_model::{BaseModel, CacheLimits, Objective, Prefix, PrefixCache, Training, train};
 use std::alloc::System;
 use std::path::Path;
 use std::sync::Mutex;
@@ -65,8 +65,8 @@ fn later_steps_allocate_no_activations() {
     {
         let encoder = base.encoder(format).unwrap();
         let mut large = Vec::new();
-        let head_module = base.outline().head_module;
-        let training = Training { kind: OpsKind::Fast, encoder: &*encoder, head_module, cache: None };
+        let objective = Objective::Classification { head_module: base.outline().head_module };
+        let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: None };
         // One thread, so that which thread's working memory grows when does not depend on how work is stolen.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let work = TrainWork { recompute, ..work(&base, 0, format, 8) };
@@ -89,8 +89,8 @@ fn cached_activations_train_to_the_same_bits() {
         let encoder = base.encoder(format).unwrap();
         let work = work(&base, 1, format, 12);
         let run = |cache: Option<&mut PrefixCache>| {
-            let head_module = base.outline().head_module;
-            let training = Training { kind: OpsKind::Fast, encoder: &*encoder, head_module, cache };
+            let objective = Objective::Classification { head_module: base.outline().head_module };
+            let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache };
             train(training, &data, &work, Seed(3), &Stop::default(), &mut |_| {}).unwrap()
         };
         let layer_of = |id: &fedpipe_core::WeightId| {

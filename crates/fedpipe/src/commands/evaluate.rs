@@ -3,6 +3,7 @@
 use crate::cli::EvaluateArgs;
 use crate::error::AppError;
 use crate::trained::Trained;
+use fedpipe_core::BaseFormat;
 use fedpipe_model::data::{Columns, read};
 use std::io::Write;
 
@@ -11,8 +12,8 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
     let trained = Trained::open(&args.trained.trained, args.trained.model.as_deref())?;
     let examples = read(&args.data, &columns(&trained))?;
     let data = trained.encoder.examples(&examples, &trained.labels)?;
-    let head = trained.base.outline().head_module;
-    let metrics = fedpipe_model::evaluate(&*trained.weights()?, head, &trained.adapter, &data)?;
+    let objective = trained.base.objective(&data.targets, BaseFormat::F32)?;
+    let metrics = fedpipe_model::evaluate(&*trained.weights()?, &objective, &trained.adapter, &data)?;
     let text = match args.json {
         true => serde_json::to_string(&metrics).map_err(AppError::other)?,
         false => {
