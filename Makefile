@@ -65,6 +65,9 @@ golden: assets reference ## Make the golden test fixtures anew with PyTorch
 		--target .venv-golden bitsandbytes==0.50.2
 	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_nf4.py
 	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_int8.py
+	$(REFERENCE) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --upgrade \
+		--target .venv-golden -r scripts/requirements-metrics.txt
+	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_metrics.py
 
 assets: ## Fetch the model and the data of the demo and the tests, once
 	$(PYTHON) scripts/fetch_assets.py
