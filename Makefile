@@ -60,6 +60,7 @@ golden: assets reference ## Make the golden test fixtures anew with PyTorch
 	$(REFERENCE) scripts/golden_bert.py
 	$(REFERENCE) scripts/golden_minilm.py
 	$(REFERENCE) scripts/golden_decoders.py
+	$(REFERENCE) scripts/golden_sampling.py
 	# Apart from the reference environment: PEFT would load it too, and try to fetch kernels with it.
 	$(REFERENCE) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --upgrade \
 		--target .venv-golden bitsandbytes==0.50.2

@@ -27,6 +27,8 @@ pub enum Purpose {
     Dropout,
     /// The importance probe.
     Probe,
+    /// The tokens of a generated text: the round is the step, the silo the number of the text.
+    Sampling,
 }
 
 impl Purpose {
@@ -38,6 +40,7 @@ impl Purpose {
             Self::Batches => "batches",
             Self::Dropout => "dropout",
             Self::Probe => "probe",
+            Self::Sampling => "sampling",
         }
     }
 }

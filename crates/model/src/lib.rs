@@ -9,6 +9,7 @@ mod cache;
 pub mod data;
 mod error;
 mod evaluate;
+pub mod generate;
 pub mod io;
 pub mod metrics;
 mod nn;

@@ -1,0 +1,3 @@
+//! Text from a language model, one token after the other.
+
+pub mod sampling;
