@@ -13,8 +13,10 @@ save_pretrained writes it (`config.json`, `model.safetensors`) and `golden.safet
     score.weight            [classes, hidden], the head of the sequence classifier
     cls.logits, cls.loss    [sequences, classes], and their mean cross-entropy
     cls.grad.NAME           d cls.loss / d NAME, for the same weights and score.weight
+    lora.cls.logits         of the classifier with peft-adapter/, a LoRA adapter as PEFT writes it, and its own head
 """
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import peft
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -55,6 +58,9 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+
+# Modules that the adapter of a fixture adapts; the other fixtures have none.
+ADAPTED = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "mlp.c_proj"]}
 
 MODELS = {
     # Grouped heads, tied embeddings.
@@ -127,6 +133,29 @@ def gradients(model, prefix):
     return {f"{prefix}.grad.{name}": parameter.grad for name, parameter in kept}
 
 
+def with_adapter(classifier, modules, folder, padded):
+    """Logits with LoRA of rank 3 and alpha 6, which is saved to the folder."""
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=3, lora_alpha=6, target_modules=modules, fan_in_fan_out="c_attn" in modules
+    )
+    model = peft.get_peft_model(classifier, config).eval()
+    # PEFT records where the base came from; a folder that both can be moved to is named instead.
+    model.peft_config["default"].base_model_name_or_path = folder.parent.name
+    with torch.no_grad():
+        trainable = sorted(item for item in model.named_parameters() if item[1].requires_grad)
+        for index, (_, parameter) in enumerate(trainable):
+            generator = torch.Generator().manual_seed(2000 + index)
+            parameter.copy_(torch.empty(parameter.shape).uniform_(-0.3, 0.3, generator=generator))
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    # PEFT writes this set in an order that changes from run to run.
+    path = folder / "adapter_config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved["target_modules"].sort()
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return model(**padded).logits
+
+
 def values_of(name):
     config_class, settings = MODELS[name]
     config = config_class(**settings)
@@ -164,6 +193,8 @@ def values_of(name):
         "cls.loss": output.loss.reshape(1),
         **gradients(classifier, "cls"),
     }
+    if name in ADAPTED:
+        values["lora.cls.logits"] = with_adapter(classifier, ADAPTED[name], folder / "peft-adapter", padded)
     values = {key: value.detach().clone().contiguous() for key, value in values.items()}
     save_file(values, folder / "golden.safetensors", metadata={"format": "pt"})
     # safetensors makes its files private to the user.

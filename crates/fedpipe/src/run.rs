@@ -17,7 +17,7 @@ use fedpipe_federation::round::{Engine, Progress, RoundSettings, start};
 use fedpipe_federation::simulate::VirtualClock;
 use fedpipe_federation::{aggregate, codec, importance, method, plan};
 use fedpipe_model::data::Dataset;
-use fedpipe_model::io::{AdapterInfo, SERVING_RANKS, write_adapter, write_serving};
+use fedpipe_model::io::{AdapterInfo, AdapterTask, SERVING_RANKS, write_adapter, write_serving};
 use fedpipe_model::{HeapMeter, evaluate};
 use fedpipe_transport::LocalTransport;
 use std::path::PathBuf;
@@ -327,6 +327,8 @@ fn export(
         base_fingerprint: setup.spec.fingerprint.clone(),
         labels: setup.labels.names().to_vec(),
         max_length: config.training.max_length,
+        task: AdapterTask::Classification,
+        fan_in_fan_out: setup.base.outline().transposed,
     };
     write_anew(run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;
     let rank = adapter.factors.values().map(LowRank::rank).max().unwrap_or(0);
@@ -336,7 +338,7 @@ fn export(
         around.observer.observe(&Event::Warning { message });
         return Ok(());
     }
-    write_anew(run_dir.adapter_serving(), |path| Ok(write_serving(path, adapter, &info.base_model).map(|_| ())?))
+    write_anew(run_dir.adapter_serving(), |path| Ok(write_serving(path, adapter, &info).map(|_| ())?))
 }
 
 /// A run that was resumed after its end writes the same exports again.

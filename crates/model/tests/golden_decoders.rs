@@ -8,10 +8,10 @@ use fedpipe_kernels::FrozenMatrix;
 use fedpipe_model::adapter::{Adapters, Attached, Trained, fresh_head};
 use fedpipe_model::arch::Backbone;
 use fedpipe_model::data::{Dataset, Targets};
-use fedpipe_model::io::WeightSource;
+use fedpipe_model::io::{WeightSource, read_adapter};
 use fedpipe_model::ops::{ClassifierHead, IGNORED, KvCache, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, ParameterId, Parameters};
-use fedpipe_model::{BaseModel, Objective, Training, train};
+use fedpipe_model::{BaseModel, Objective, Training, logits, train};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -308,4 +308,19 @@ fn a_window_bounds_the_length_of_texts() {
     assert!(model.pooled(&mut *ops, &[1; 24], &vec![0, 24].into()).is_ok());
     let error = model.pooled(&mut *ops, &[1; 25], &vec![0, 25].into()).unwrap_err().to_string();
     assert!(error.contains("a sequence of 25 tokens; the model takes 24 at most"), "{error}");
+}
+
+/// Adapters that PEFT wrote: over linear layers, and over GPT-2's transposed ones.
+#[test]
+fn peft_adapters_give_the_same_logits() {
+    for name in ["llama", "gpt2"] {
+        let golden = Golden::of(name);
+        let saved = read_adapter(&fixture(name).join("peft-adapter")).unwrap();
+        golden.base.check_adapter(&saved.adapter, 3).unwrap();
+        let model = golden.base.encoder(BaseFormat::F32).unwrap();
+        let texts: Vec<&[u32]> = golden.offsets.windows(2).map(|pair| &golden.ids[pair[0]..pair[1]]).collect();
+        let data = Dataset::pack(&texts, golden.labels.clone());
+        let found = logits(&*model, golden.base.outline().head_module, &saved.adapter, &data).unwrap().concat();
+        assert_close(name, &found, &golden.values("lora.cls.logits"), TOLERANCE);
+    }
 }

@@ -5,7 +5,7 @@ use crate::error::AppError;
 use crate::run_dir::RunDir;
 use crate::setup::model_name;
 use crate::trained::Trained;
-use fedpipe_model::io::{AdapterInfo, MergedLayout, write_adapter, write_merged};
+use fedpipe_model::io::{AdapterInfo, AdapterTask, MergedLayout, write_adapter, write_merged};
 
 /// Writes a run's adapter, or the merged model, to a folder.
 pub fn export(args: &ExportArgs) -> Result<(), AppError> {
@@ -26,6 +26,8 @@ pub fn export(args: &ExportArgs) -> Result<(), AppError> {
             base_fingerprint: trained.base.folder().fingerprint()?,
             labels: labels.to_vec(),
             max_length: trained.encoder.max_length(),
+            task: AdapterTask::Classification,
+            fan_in_fan_out: outline.transposed,
         };
         write_adapter(&args.to, &trained.adapter, &info)?;
     }

@@ -14,6 +14,6 @@ pub use folder::{read_json, write_folder, write_json};
 pub use hf::HfFolder;
 pub use hub::{ModelSource, resolve};
 pub use merged::{MergedLayout, write_merged};
-pub use peft::{AdapterInfo, SERVING_RANKS, SavedAdapter, read_adapter, write_adapter, write_serving};
+pub use peft::{AdapterInfo, AdapterTask, SERVING_RANKS, SavedAdapter, read_adapter, write_adapter, write_serving};
 pub use source::WeightSource;
 pub use tensors::{LazyTensor, TensorFile, write_tensors};

@@ -41,6 +41,23 @@ pub struct AdapterInfo {
     pub labels: Vec<String>,
     /// Tokens that a text is cut to.
     pub max_length: usize,
+    /// What it was trained for.
+    #[serde(default)]
+    pub task: AdapterTask,
+    /// Whether the base stores adapted weights as `[inputs, outputs]`.
+    #[serde(default)]
+    pub fan_in_fan_out: bool,
+}
+
+/// What an adapter was trained for, as PEFT's `task_type` tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdapterTask {
+    /// Classes of texts, by a head of its own.
+    #[default]
+    Classification,
+    /// The next token, by the base model's own head.
+    CausalLm,
 }
 
 /// `id2label` and `label2id` as `config.json` and `fedpipe.json` have them.
@@ -58,6 +75,8 @@ fn info_json(info: &AdapterInfo) -> Value {
         "labels": info.labels,
         "id2label": label_maps(&info.labels).0,
         "max_length": info.max_length,
+        "task": info.task,
+        "fan_in_fan_out": info.fan_in_fan_out,
     })
 }
 

@@ -38,6 +38,8 @@ fn info() -> AdapterInfo {
         base_fingerprint: "ab".repeat(32),
         labels: vec!["acq".into(), "earn".into()],
         max_length: 128,
+        task: AdapterTask::Classification,
+        fan_in_fan_out: false,
     }
 }
 
@@ -105,6 +107,23 @@ fn an_adapter_of_pefts_own_is_read() {
 }
 
 #[test]
+fn a_language_model_s_adapter_has_its_task_and_no_head() {
+    let root = tempfile::tempdir().unwrap();
+    let headless = Adapter { head: Default::default(), ..adapter() };
+    let info = AdapterInfo { task: AdapterTask::CausalLm, fan_in_fan_out: true, labels: vec![], ..info() };
+    let (faithful, serving) = (root.path().join("a"), root.path().join("s"));
+    write_adapter(&faithful, &headless, &info).unwrap();
+    write_serving(&serving, &headless, &info).unwrap();
+    for folder in [&faithful, &serving] {
+        let config = read_json(&folder.join(CONFIG)).unwrap();
+        assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("CAUSAL_LM"), &json!(null)));
+        assert_eq!(config["fan_in_fan_out"], json!(true));
+    }
+    assert!(fs::read_to_string(faithful.join("README.md")).unwrap().contains("AutoModelForCausalLM.from_pretrained("));
+    assert_eq!(read_adapter(&faithful).unwrap().info, Some(info));
+}
+
+#[test]
 fn scalings_that_differ_are_folded_into_b() {
     let (_root, folder) = written(&adapter());
     let mut config = read_json(&folder.join(CONFIG)).unwrap();
@@ -131,7 +150,7 @@ fn scalings_that_differ_are_folded_into_b() {
 fn the_serving_copy_has_one_rank_and_the_same_product() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("adapter-serving");
-    assert_eq!(write_serving(&folder, &adapter(), "base").unwrap(), 16);
+    assert_eq!(write_serving(&folder, &adapter(), &info()).unwrap(), 16);
     let config = read_json(&folder.join(CONFIG)).unwrap();
     assert_eq!(
         (&config["r"], &config["lora_alpha"], &config["modules_to_save"]),
@@ -155,7 +174,7 @@ fn the_serving_copy_has_one_rank_and_the_same_product() {
 #[test]
 fn what_cannot_be_served_says_why() {
     let root = tempfile::tempdir().unwrap();
-    let serve = |adapter: &Adapter| write_serving(&root.path().join("s"), adapter, "base").unwrap_err().to_string();
+    let serve = |adapter: &Adapter| write_serving(&root.path().join("s"), adapter, &info()).unwrap_err().to_string();
     let mut wide = adapter();
     wide.factors.insert("bert.x".into(), factors(65, 3, 3));
     assert!(serve(&wide).contains("a weight has rank 65, but servers load ranks up to 64"));

@@ -1,6 +1,6 @@
 //! Adapter folders, written.
 
-use super::{AdapterInfo, CONFIG, HEADS, INFO, NO_TARGETS, PREFIX, WEIGHTS, info_json};
+use super::{AdapterInfo, AdapterTask, CONFIG, HEADS, INFO, NO_TARGETS, PREFIX, WEIGHTS, info_json};
 use crate::io::IoError;
 use crate::io::folder::{write_folder, write_json, write_text};
 use crate::io::tensors::{LazyTensor, write_tensors};
@@ -27,7 +27,7 @@ pub fn write_adapter(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Re
         return Err(IoError::adapter(target, reason));
     }
     write_folder(target, |folder| {
-        write_json(&folder.join(CONFIG), &faithful_config(adapter, &info.base_model))?;
+        write_json(&folder.join(CONFIG), &faithful_config(adapter, info))?;
         write_weights(&folder.join(WEIGHTS), tensors(adapter))?;
         write_json(&folder.join(INFO), &info_json(info))?;
         write_text(&folder.join("README.md"), &model_card(adapter, info))
@@ -40,7 +40,7 @@ pub fn write_adapter(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Re
 /// # Errors
 /// When there are no factors, a rank exceeds the largest of [`SERVING_RANKS`], `target` is there and not empty, or the
 /// disk refuses.
-pub fn write_serving(target: &Path, adapter: &Adapter, base_model: &str) -> Result<usize, IoError> {
+pub fn write_serving(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Result<usize, IoError> {
     let Some(highest) = ranks(adapter).into_values().max() else {
         return Err(IoError::adapter(target, "there are no factors to serve: the adapter consists of its head alone"));
     };
@@ -60,7 +60,7 @@ pub fn write_serving(target: &Path, adapter: &Adapter, base_model: &str) -> Resu
         tensors.insert(format!("{weight}{B_SUFFIX}"), padded_b);
     }
     let uniform = Ranks { rank, others: Map::new() };
-    let config = config(adapter, base_model, &uniform, 1.0, Value::Null);
+    let config = config(adapter, info, &uniform, 1.0, Value::Null);
     write_folder(target, |folder| {
         write_json(&folder.join(CONFIG), &config)?;
         write_weights(&folder.join(WEIGHTS), tensors)
@@ -96,27 +96,32 @@ impl Ranks {
     }
 }
 
-fn faithful_config(adapter: &Adapter, base_model: &str) -> Value {
+fn faithful_config(adapter: &Adapter, info: &AdapterInfo) -> Value {
     let ranks = Ranks::of(adapter);
     let mut heads: Vec<&str> = adapter.head.keys().filter_map(|name| name.split('.').next()).collect();
     heads.dedup();
     let saved = if heads.is_empty() { Value::Null } else { json!(heads) };
-    config(adapter, base_model, &ranks, f64::from(adapter.scaling), saved)
+    config(adapter, info, &ranks, f64::from(adapter.scaling), saved)
 }
 
 /// PEFT's scale of a module is alpha / rank, so a weight of another rank has another alpha, too.
-fn config(adapter: &Adapter, base_model: &str, ranks: &Ranks, scaling: f64, modules_to_save: Value) -> Value {
+fn config(adapter: &Adapter, info: &AdapterInfo, ranks: &Ranks, scaling: f64, modules_to_save: Value) -> Value {
     let alpha = |rank: f64| number(scaling * rank);
     let alphas: Map<String, Value> =
         ranks.others.iter().map(|(key, rank)| (key.clone(), alpha(rank.as_f64().unwrap_or_default()))).collect();
     let weights: Vec<String> = self::ranks(adapter).keys().map(ToString::to_string).collect();
     let targets = if weights.is_empty() { json!(NO_TARGETS) } else { json!(weights) };
+    let task = match info.task {
+        AdapterTask::CausalLm => json!("CAUSAL_LM"),
+        // With SEQ_CLS PEFT insists on a head, so the copy without one has no task.
+        AdapterTask::Classification if modules_to_save.is_null() => Value::Null,
+        AdapterTask::Classification => json!("SEQ_CLS"),
+    };
     json!({
         "peft_type": "LORA",
         "peft_version": PEFT_VERSION,
-        // With SEQ_CLS PEFT insists on a head, so the copy without one has no task.
-        "task_type": if modules_to_save.is_null() { Value::Null } else { json!("SEQ_CLS") },
-        "base_model_name_or_path": base_model,
+        "task_type": task,
+        "base_model_name_or_path": info.base_model,
         "revision": null,
         "inference_mode": true,
         "r": ranks.rank,
@@ -127,7 +132,7 @@ fn config(adapter: &Adapter, base_model: &str, ranks: &Ranks, scaling: f64, modu
         "modules_to_save": modules_to_save,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": info.fan_in_fan_out,
         "init_lora_weights": true,
         "use_rslora": false,
         "use_dora": false,
@@ -165,20 +170,33 @@ fn model_card(adapter: &Adapter, info: &AdapterInfo) -> String {
         _ => "no weights, only the head".into(),
     };
     let labels: Vec<String> = info.labels.iter().map(|label| format!("`{label}`")).collect();
+    let (tag, what, class, classes, about) = match info.task {
+        AdapterTask::Classification => (
+            "text-classification",
+            "text classification",
+            "AutoModelForSequenceClassification",
+            format!(", num_labels={}", labels.len()),
+            format!("- Labels: {}\n- Texts are cut to {} tokens.\n", labels.join(", "), info.max_length),
+        ),
+        AdapterTask::CausalLm => (
+            "text-generation",
+            "text generation",
+            "AutoModelForCausalLM",
+            String::new(),
+            format!("- Texts were cut to {} tokens.\n", info.max_length),
+        ),
+    };
     format!(
-        "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-classification\ntags: [lora, federated]\n---\n\n\
-         # LoRA adapter for text classification\n\n\
+        "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: {tag}\ntags: [lora, federated]\n---\n\n\
+         # LoRA adapter for {what}\n\n\
          Fine-tuned with FedPipe across several sites without moving their data: {span}.\n\n\
-         - Base model: {base} (SHA-256 {fingerprint})\n- Labels: {labels}\n- Texts are cut to {length} tokens.\n\n\
+         - Base model: {base} (SHA-256 {fingerprint})\n{about}\n\
          ```python\n\
          from peft import PeftModel\n\
-         from transformers import AutoModelForSequenceClassification\n\n\
-         base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={classes})\n\
+         from transformers import {class}\n\n\
+         base = {class}.from_pretrained({base}{classes})\n\
          model = PeftModel.from_pretrained(base, \"path/of/this/folder\").eval()\n\
          ```\n",
         fingerprint = info.base_fingerprint,
-        labels = labels.join(", "),
-        length = info.max_length,
-        classes = info.labels.len(),
     )
 }
