@@ -230,6 +230,23 @@ proptest! {
     }
 
     #[test]
+    fn few_rows_are_what_the_formula_says(
+        tokens in 1usize..10,
+        inputs in 1usize..700,
+        outputs in prop::collection::vec(1usize..90, 1..3),
+        ranks in prop::collection::vec(1usize..20, 0..3),
+        format in 0usize..8,
+    ) {
+        let case = Case::new(tokens, inputs, &outputs, &ranks, format);
+        for path in paths() {
+            path.scope(|| {
+                check::<f32>(&case, path);
+                check::<bf16>(&case, path);
+            });
+        }
+    }
+
+    #[test]
     fn a_factor_gradient_sums_over_the_tokens(tokens in 0usize..40, width in 1usize..200, rank in 1usize..11) {
         let (low, x) = (uniform(1, tokens * rank), rounded(&uniform(2, tokens * width)));
         let halves: Vec<bf16> = x.iter().map(|&x| Element::from_f32(x)).collect();
@@ -267,6 +284,10 @@ fn bits_do_not_depend_on_the_threads() {
         let case = Case::new(300, 130, &[96, 200], &[4, 9], 1);
         assert_same_bits_on_any_pool("forward", || {
             path.scope(|| case.forward::<bf16>().0.concat().into_iter().map(Element::to_f32).collect())
+        });
+        let few = Case::new(2, 1300, &[96, 200], &[4], 1);
+        assert_same_bits_on_any_pool("forward of few rows", || {
+            path.scope(|| few.forward::<bf16>().0.concat().into_iter().map(Element::to_f32).collect())
         });
         assert_same_bits_on_any_pool("backward", || path.scope(|| case.backward::<f32>(None).0));
         let (low, x) = (uniform(1, 900 * 9), uniform(2, 900 * 300));

@@ -1,6 +1,9 @@
 //! Register tiles of 6 × 16 for AVX2 with FMA: twelve accumulators, two right vectors, one broadcast.
 
-use std::arch::x86_64::{_mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps};
+use std::arch::x86_64::{
+    _MM_HINT_T0, _mm_prefetch, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
+    _mm256_storeu_ps,
+};
 
 use super::micro::{Initial, Tile};
 use super::portable::write;
@@ -42,7 +45,7 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
         }
     }
     for part in tile.parts {
-        let (mut left, mut right) = (part.left.cast::<f32>(), part.right.cast::<f32>());
+        let (mut left, mut right) = tile.panels_of(part);
         for _ in 0..part.depth {
             let mut columns = [_mm256_setzero_ps(); VECTORS];
             for (v, column) in columns.iter_mut().enumerate() {
@@ -56,6 +59,8 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
                     *sum = _mm256_fmadd_ps(broadcast, column, *sum);
                 }
             }
+            // The next left panel comes from afar; behind the last there is nothing to read, which is allowed.
+            _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add(part.left_step).cast());
             // SAFETY: at most the end of the panels.
             unsafe {
                 left = left.add(LEFT_STRIDE);

@@ -1,9 +1,10 @@
 //! Register tiles of 14 × 32 for AVX-512: 28 accumulators, two right vectors, broadcasts from memory.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, __m512bh, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    __m256bh, __m256i, __m512, __m512bh, _MM_HINT_T0, _mm_prefetch, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16,
+    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32,
 };
 use std::mem::transmute;
 
@@ -48,7 +49,7 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E
         }
     }
     for part in tile.parts {
-        let (mut left, mut right) = (part.left.cast::<f32>(), part.right.cast::<f32>());
+        let (mut left, mut right) = tile.panels_of(part);
         for _ in 0..part.depth {
             let mut columns = [_mm512_setzero_ps(); VECTORS];
             for (v, column) in columns.iter_mut().enumerate() {
@@ -62,6 +63,8 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E
                     *sum = multiply_add::<PAIRS>(broadcast, column, *sum);
                 }
             }
+            // The next left panel comes from afar; behind the last there is nothing to read, which is allowed.
+            _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add(part.left_step).cast());
             // SAFETY: at most the end of the panels.
             unsafe {
                 left = left.add(LEFT_STRIDE);
@@ -131,4 +134,44 @@ fn multiply_add<const PAIRS: bool>(left: __m512, right: __m512, sum: __m512) -> 
     } else {
         _mm512_fmadd_ps(left, right, sum)
     }
+}
+
+/// The products of some rows with others, each in 16 partial sums. Lanes are f32, or pairs of bf16; `halves` is the length
+/// of every row, counted in 16 bits.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16, and every row is that long.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn dots<const ROWS: usize, const RIGHTS: usize, const PAIRS: bool>(
+    x: [*const i16; ROWS],
+    w: [*const i16; RIGHTS],
+    halves: usize,
+) -> [[f32; ROWS]; RIGHTS] {
+    const STEP: usize = 2 * LANES;
+    let mut sums = [[_mm512_setzero_ps(); ROWS]; RIGHTS];
+    for at in (0..halves).step_by(STEP) {
+        let left_over = halves - at;
+        let mask = if left_over >= STEP { u32::MAX } else { (1 << left_over) - 1 };
+        // SAFETY: the mask keeps to the elements there are.
+        let load = |from: *const i16| unsafe { _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, from.add(at))) };
+        let mut left = [_mm512_setzero_ps(); ROWS];
+        for (left, &x) in left.iter_mut().zip(&x) {
+            *left = load(x);
+        }
+        for (sums, &w) in sums.iter_mut().zip(&w) {
+            // The rows that come next, where these follow one another: the processor does not look ahead beyond a page.
+            _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(at + RIGHTS * halves).cast());
+            let w = load(w);
+            for (sum, &x) in sums.iter_mut().zip(&left) {
+                *sum = multiply_add::<PAIRS>(x, w, *sum);
+            }
+        }
+    }
+    let mut products = [[0f32; ROWS]; RIGHTS];
+    for (products, sums) in products.iter_mut().zip(sums) {
+        for (product, sum) in products.iter_mut().zip(sums) {
+            *product = _mm512_reduce_add_ps(sum);
+        }
+    }
+    products
 }

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use super::few::{are_few, sum_of_few};
 use super::micro::{Initial, Part, Tile};
 use super::pack::{Across, Operand, Panel, Rows, Strided, left_len, left_panels, right_len, right_panels};
 use super::{Extents, Kernel, Right, Target, TargetBase, check, for_each};
@@ -20,7 +21,7 @@ const JOB_COLUMNS: usize = 64;
 /// Lanes in depth of one expanded right tile: 64 columns of it take half of a usual second-level cache.
 const DEPTH_LANES: usize = 1024;
 /// Most output rows that are packed at once, which bounds the working memory of a large batch.
-const ROWS_AT_ONCE: usize = 2048;
+const ROWS_AT_ONCE: usize = 1024;
 /// Working memory for the packed left sides, in bytes, that a deep product trades rows for.
 const LEFT_BYTES: usize = 16 << 20;
 /// Multiply-adds below which a second thread costs more than it brings.
@@ -77,7 +78,6 @@ pub(crate) fn sum_of_products<E: Element>(
     if rows == 0 {
         return;
     }
-    let thin: Vec<Right> = inputs.iter().map(|input| input.thin(kernel)).collect();
     let mut work = 0;
     for output in outputs.iter().filter(|output| output.columns > 0) {
         check(Extents { rows, columns: output.columns, depth: 0 }, &output.target);
@@ -87,6 +87,11 @@ pub(crate) fn sum_of_products<E: Element>(
         let _end = factor.low.at(rows * factor.rank);
     }
     let parallel = work >= SERIAL_WORK && rayon::current_num_threads() > 1;
+    if are_few(kernel, rows, inputs, outputs) {
+        sum_of_few(kernel, rows, inputs, outputs, parallel);
+        return;
+    }
+    let thin: Vec<Right> = inputs.iter().map(|input| input.thin(kernel)).collect();
     let row_bytes = Areas::new(kernel, inputs, 1).row_lanes(kernel) * size_of::<u32>();
     let most = (LEFT_BYTES / row_bytes.max(1)).clamp(8 * kernel.rows(), ROWS_AT_ONCE);
     let chunks = rows.div_ceil(most);
@@ -283,16 +288,19 @@ impl Chunk<'_> {
         let target = Target { output, offset: 0, stride: ranks, scale: 1.0, base: TargetBase::Zero };
         let first = self.panels(0, from, to).next().map_or(0, |panel| panel.start);
         let lanes_deep = kernel.depth_lanes(depth);
-        for (at, rows) in self.panels(depth, 0, to - from).zip(self.panels(depth, from, to)) {
+        let left_step = lanes_deep * kernel.left_stride();
+        let part = Part {
+            depth: lanes_deep,
+            left: lanes[..(to - from) * left_step].as_ptr(),
+            left_step,
+            right: thin.lanes.as_ptr(),
+            right_step: lanes_deep * kernel.columns(),
+        };
+        for (i, rows) in self.panels(depth, from, to).enumerate() {
             let rows = Panel { start: rows.start - first, ..rows };
-            for columns in thin.panels(kernel, ranks) {
-                let part = Part {
-                    depth: lanes_deep,
-                    left: lanes[at.offset..][..lanes_deep * at.stride].as_ptr(),
-                    right: thin.lanes[columns.offset..][..lanes_deep * columns.stride].as_ptr(),
-                };
-                // SAFETY: the slices above hold the panels; `low` holds the rows and is borrowed for this call.
-                unsafe { kernel.run(&target.tile(kernel, rows, columns, 0, &[part])) };
+            for (j, columns) in thin.panels(kernel, ranks).enumerate() {
+                // SAFETY: the sides hold the panels; `low` holds the rows and is borrowed for this call.
+                unsafe { kernel.run(&target.tile(kernel, (rows, columns), (i, j), 0, &[part])) };
             }
         }
     }
@@ -394,34 +402,32 @@ impl Job {
                 let to = &mut expanded[piece.offset..];
                 piece.right.pack(kernel, first, panels, piece.depth.clone(), to);
             }
+            parts.clear();
+            parts.extend(block.pieces.iter().map(|piece| {
+                let depth = kernel.depth_lanes(piece.depth.len());
+                let left_step = kernel.depth_lanes(depth_of(chunk.inputs, piece.side)) * kernel.left_stride();
+                let skipped = kernel.depth_lanes(piece.depth.start) * kernel.left_stride();
+                let left = &packed[chunk.areas.offset(piece.side)..][from * left_step..to * left_step];
+                let right_step = depth * kernel.columns();
+                let right = &expanded[piece.offset..][..right_len(kernel, columns, piece.depth.len())];
+                Part { depth, left: left[skipped..].as_ptr(), left_step, right: right.as_ptr(), right_step }
+            }));
             let is_last = b + 1 == blocks.len();
             for (i, rows) in chunk.panels(0, from, to).enumerate() {
                 for (j, right) in right_panels(kernel, columns, 0).enumerate() {
-                    parts.clear();
-                    parts.extend(block.pieces.iter().map(|piece| {
-                        let depth = kernel.depth_lanes(piece.depth.len());
-                        let whole = kernel.depth_lanes(depth_of(chunk.inputs, piece.side));
-                        let skipped = kernel.depth_lanes(piece.depth.start);
-                        let left = chunk.areas.offset(piece.side) + ((from + i) * whole + skipped) * rows.stride;
-                        let offset = piece.offset + j * depth * kernel.columns();
-                        Part {
-                            depth,
-                            left: packed[left..][..depth * rows.stride].as_ptr(),
-                            right: expanded[offset..][..depth * right.stride].as_ptr(),
-                        }
-                    }));
                     let sums = (rows.start - first_row) * JOB_COLUMNS + right.start;
                     let initial = (b > 0).then(|| Initial { sums: between[sums..].as_ptr(), stride: JOB_COLUMNS });
-                    // SAFETY: the slices above hold the panels; the target was checked whole and is the caller's to
+                    // SAFETY: the parts' slices hold the panels; the target was checked whole and is the caller's to
                     // write; the sums between blocks are this job's own, a row of them as wide as the job.
                     unsafe {
                         if is_last {
-                            kernel.run(&Tile { initial, ..target.tile(kernel, rows, right, first, &parts) });
+                            kernel.run(&Tile { initial, ..target.tile(kernel, (rows, right), (i, j), first, &parts) });
                         } else {
                             let output = between[sums..].as_mut_ptr();
                             let columns = right.stride;
                             kernel.run(&Tile {
                                 parts: &parts,
+                                panels: (i, j),
                                 initial,
                                 output,
                                 output_stride: JOB_COLUMNS,

@@ -19,15 +19,17 @@ pub(crate) enum Base {
     Output,
 }
 
-/// One term of a tile's sum: a packed left panel by a packed right panel.
+/// One term of the sums of many tiles: packed left panels by packed right panels.
 #[derive(Clone, Copy)]
 pub(crate) struct Part {
     /// Lanes along the depth.
     pub(crate) depth: usize,
-    /// `[depth, Kernel::left_stride]`.
+    /// Panels of `[depth, Kernel::left_stride]`, `left_step` lanes apart.
     pub(crate) left: *const u32,
-    /// `[depth, vectors · Kernel::lanes]`.
+    pub(crate) left_step: usize,
+    /// Panels of `[depth, vectors · Kernel::lanes]`, `right_step` lanes apart.
     pub(crate) right: *const u32,
+    pub(crate) right_step: usize,
 }
 
 /// Sums that an earlier part of the depth has come to.
@@ -42,6 +44,8 @@ pub(crate) struct Initial {
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a, E> {
     pub(crate) parts: &'a [Part],
+    /// Which left and which right panel of every part.
+    pub(crate) panels: (usize, usize),
     pub(crate) initial: Option<Initial>,
     pub(crate) output: *mut E,
     pub(crate) output_stride: usize,
@@ -53,6 +57,16 @@ pub(crate) struct Tile<'a, E> {
     pub(crate) vectors: usize,
     pub(crate) scale: f32,
     pub(crate) base: Base,
+}
+
+impl<E> Tile<'_, E> {
+    /// Where the tile's panels of a part start.
+    #[inline(always)]
+    pub(super) fn panels_of(&self, part: &Part) -> (*const f32, *const f32) {
+        let left = part.left.wrapping_add(self.panels.0 * part.left_step);
+        let right = part.right.wrapping_add(self.panels.1 * part.right_step);
+        (left.cast(), right.cast())
+    }
 }
 
 /// The tile code of one path and one arithmetic.

@@ -3,7 +3,8 @@
 //! threaded driver; [`Left`], [`Right`] and [`multiply`] are for products within one thread.
 //!
 //! An output element is one accumulator that one thread runs through the depth in order, so results are bit-identical for
-//! every number of threads, and a row's result does not depend on the other rows.
+//! every number of threads, and a row's result does not depend on the other rows. For a handful of rows there is a way
+//! without packing ([`few`]), whose sums run in another order.
 
 use rayon::prelude::*;
 
@@ -12,6 +13,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod driver;
+mod few;
 mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -101,13 +103,14 @@ impl<'a, E: Element> Target<'a, E> {
     fn tile<'p>(
         &self,
         kernel: Kernel,
-        rows: Panel,
-        columns: Panel,
+        (rows, columns): (Panel, Panel),
+        panels: (usize, usize),
         first_column: usize,
         parts: &'p [Part],
     ) -> Tile<'p, E> {
         Tile {
             parts,
+            panels,
             initial: None,
             output: self.output.at(self.offset + rows.start * self.stride + columns.start),
             output_stride: self.stride,
@@ -182,13 +185,18 @@ pub(crate) unsafe fn multiply<E: Element>(
     }
     check(Extents { rows: left.rows, columns, depth }, &target);
     let lanes = kernel.depth_lanes(depth);
-    for rows in left_panels(kernel, left.rows, depth) {
-        let left = left.lanes[rows.offset..][..lanes * rows.stride].as_ptr();
-        for columns in right.panels(kernel, columns) {
-            let part =
-                Part { depth: lanes, left, right: right.lanes[columns.offset..][..lanes * columns.stride].as_ptr() };
-            // SAFETY: the slices above hold the panels; `check` bounds the target, which the caller keeps to itself.
-            unsafe { kernel.run(&target.tile(kernel, rows, columns, 0, &[part])) };
+    let part = Part {
+        depth: lanes,
+        left: left.lanes.as_ptr(),
+        left_step: lanes * kernel.left_stride(),
+        right: right.lanes.as_ptr(),
+        right_step: kernel.depth_lanes(right.depth) * kernel.columns(),
+    };
+    for (i, rows) in left_panels(kernel, left.rows, depth).enumerate() {
+        for (j, columns) in right.panels(kernel, columns).enumerate() {
+            // SAFETY: the sides hold the panels, as they were packed; `check` bounds the target, which the caller keeps to
+            // itself.
+            unsafe { kernel.run(&target.tile(kernel, (rows, columns), (i, j), 0, &[part])) };
         }
     }
 }

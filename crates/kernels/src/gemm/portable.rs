@@ -43,7 +43,8 @@ unsafe fn multiply<const ROWS: usize, E: Element>(tile: &Tile<'_, E>, skipped: u
         }
     }
     for part in tile.parts {
-        let (mut left, mut right) = (part.left.cast::<f32>(), part.right.cast::<f32>().wrapping_add(skipped));
+        let (mut left, right) = tile.panels_of(part);
+        let mut right = right.wrapping_add(skipped);
         for _ in 0..part.depth {
             // SAFETY: the right panel holds `depth` rows with LANES lanes from here, the left one `depth` rows of
             // LEFT_STRIDE.
@@ -68,18 +69,38 @@ pub(super) unsafe fn write<const ROWS: usize, const COLUMNS: usize, E: Element>(
     tile: &Tile<'_, E>,
     sums: &[[f32; COLUMNS]; ROWS],
 ) {
-    for (i, row) in sums.iter().enumerate() {
-        for (j, &sum) in row.iter().enumerate().take(tile.columns) {
-            // SAFETY: `j` keeps to the tile's columns; output and base row hold them.
-            unsafe {
-                let output = tile.output.add(i * tile.output_stride + j);
-                let base = match tile.base {
-                    Base::Zero => 0.0,
-                    Base::Row(base) => *base.add(j),
-                    Base::Output => (*output).to_f32(),
-                };
-                *output = E::from_f32(base + tile.scale * sum);
+    // Whole rows go through copies of a length that the compiler knows, or nothing here would be vectorised.
+    if tile.columns == COLUMNS {
+        // SAFETY: the caller's promise.
+        unsafe { write_rows(tile, sums, COLUMNS) };
+    } else {
+        // SAFETY: as above.
+        unsafe { write_rows(tile, sums, tile.columns) };
+    }
+}
+
+#[inline(always)]
+unsafe fn write_rows<const ROWS: usize, const COLUMNS: usize, E: Element>(
+    tile: &Tile<'_, E>,
+    sums: &[[f32; COLUMNS]; ROWS],
+    columns: usize,
+) {
+    for (i, sums) in sums.iter().enumerate() {
+        let mut base = [0f32; COLUMNS];
+        // SAFETY: output and base row hold the tile's columns.
+        unsafe {
+            let output = tile.output.add(i * tile.output_stride);
+            match tile.base {
+                Base::Zero => {}
+                Base::Row(row) => row.copy_to_nonoverlapping(base.as_mut_ptr(), columns),
+                Base::Output => {
+                    let mut held = [E::default(); COLUMNS];
+                    output.copy_to_nonoverlapping(held.as_mut_ptr(), columns);
+                    base = held.map(E::to_f32);
+                }
             }
+            let values: [E; COLUMNS] = std::array::from_fn(|j| E::from_f32(base[j] + tile.scale * sums[j]));
+            values.as_ptr().copy_to_nonoverlapping(output, columns);
         }
     }
 }
