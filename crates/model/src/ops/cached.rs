@@ -18,7 +18,27 @@ use std::fmt;
 /// left behind is overwritten by the next one.
 pub struct KvCache {
     lengths: Vec<usize>,
-    layers: Vec<Option<Box<dyn Any + Send>>>,
+    layers: Vec<Option<Box<dyn Layer>>>,
+}
+
+/// [`Past`] of either element type.
+trait Layer: Any + Send {
+    fn as_any(&mut self) -> &mut dyn Any;
+
+    /// The sequences `parents` take the place of those that there are.
+    fn select(&mut self, parents: &[usize]);
+}
+
+impl<E: Element> Layer for Past<E> {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn select(&mut self, parents: &[usize]) {
+        for rows in [&mut self.keys, &mut self.values] {
+            *rows = parents.iter().map(|&parent| rows[parent].clone()).collect();
+        }
+    }
 }
 
 /// Keys and values of one layer: for every sequence `[tokens, kv_heads · head_dim]`.
@@ -36,6 +56,20 @@ impl KvCache {
     /// Tokens read of each sequence.
     pub fn lengths(&self) -> &[usize] {
         &self.lengths
+    }
+
+    /// Goes on with copies of the sequences `parents`, in this order, in place of those that there are: the running texts
+    /// of a beam search.
+    ///
+    /// # Errors
+    /// When there is no such sequence.
+    pub fn select(&mut self, parents: &[usize]) -> Result<(), Error> {
+        if let Some(parent) = parents.iter().find(|&&parent| parent >= self.lengths.len()) {
+            return Err(Error::shape(format!("sequence {parent} of a cache of {}", self.lengths.len())));
+        }
+        self.lengths = parents.iter().map(|&parent| self.lengths[parent]).collect();
+        self.layers.iter_mut().flatten().for_each(|layer| layer.select(parents));
+        Ok(())
     }
 
     /// Counts the new tokens of a pass, `offsets[i]..offsets[i + 1]` of sequence i.
@@ -61,7 +95,7 @@ impl KvCache {
         let place = self.layers.get_mut(layer).ok_or_else(misfit)?;
         let empty = || (0..sequences).map(|_| Vec::new()).collect();
         let past = place.get_or_insert_with(|| Box::new(Past::<E> { keys: empty(), values: empty() }));
-        let past: &mut Past<E> = past.downcast_mut().ok_or_else(misfit)?;
+        let past: &mut Past<E> = past.as_any().downcast_mut().ok_or_else(misfit)?;
         for (new, old) in [(keys, &mut past.keys), (values, &mut past.values)] {
             for ((rows, pair), length) in old.iter_mut().zip(offsets.windows(2)).zip(&self.lengths) {
                 rows.truncate(length * width);
