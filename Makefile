@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 # `make interop` checks this run; left empty, it makes a short one first.
 RUN ?=
+FUZZ_SECONDS ?= 60
 # One stamp for the whole invocation: every demo gets a run folder of its own, and nothing is ever overwritten.
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 DEMO_RUN := runs/r8-demo-$(STAMP)
@@ -12,7 +13,7 @@ REFERENCE := .venv-interop/bin/python
 MODEL := assets/models/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test asan lint doc deny interop golden assets reference clean ci bench
+.PHONY: help demo test asan lint doc deny interop golden assets reference fuzz clean ci bench
 
 help: ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,18 +64,23 @@ golden: assets reference ## Make the golden test fixtures anew with PyTorch
 	$(REFERENCE) scripts/golden_sampling.py
 	# Apart from the reference environment: PEFT would load it too, and try to fetch kernels with it.
 	$(REFERENCE) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --upgrade \
-		--target .venv-golden bitsandbytes==0.50.2
+		--target .venv-golden bitsandbytes==0.50.2 gguf==0.19.0
 	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_nf4.py
 	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_int8.py
 	$(REFERENCE) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --upgrade \
 		--target .venv-golden -r scripts/requirements-metrics.txt
 	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_metrics.py
+	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_gguf.py
+	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_chat.py
 
 assets: ## Fetch the model and the data of the demo and the tests, once
 	$(PYTHON) scripts/fetch_assets.py
 
 reference: ## Make the Python environment of interop, bench and golden (2.4 GB to download), once
 	PYTHON=$(PYTHON) scripts/python_env.sh
+
+fuzz: ## Fuzz what reads bytes from outside, a minute each (FUZZ_SECONDS=300: longer)
+	PYTHON=$(PYTHON) scripts/fuzz.sh $(FUZZ_SECONDS)
 
 clean: ## Remove what was built and the Python environments; assets and runs stay
 	cargo clean

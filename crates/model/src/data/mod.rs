@@ -1,6 +1,7 @@
-//! Data: files of labelled texts, labels, tokens, and ragged batches of them.
+//! Data: files of labelled texts, labels, conversations, tokens, and ragged batches of them.
 
 mod batches;
+mod chat;
 mod dataset;
 mod encode;
 mod error;
@@ -8,6 +9,7 @@ mod labels;
 mod read;
 
 pub use batches::Batches;
+pub use chat::{AnswerTokens, ChatError, ChatTemplate, Conversation, Message, Prompt};
 pub use dataset::{Batch, Dataset, Targets};
 pub use encode::TextEncoder;
 pub use error::DataError;

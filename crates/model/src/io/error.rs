@@ -53,6 +53,14 @@ pub enum IoError {
         /// What is wrong.
         reason: String,
     },
+    /// A GGUF file that cannot be used.
+    #[error("{}: GGUF: {reason}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A tensor is not there.
     #[error("{}: there is no tensor `{name}`", path.display())]
     MissingTensor {
@@ -120,6 +128,10 @@ impl IoError {
 
     pub(crate) fn key(path: &Path, key: &str, reason: impl Into<String>) -> Self {
         Self::Key { path: path.into(), key: key.into(), reason: reason.into() }
+    }
+
+    pub(super) fn gguf(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Gguf { path: path.into(), reason: reason.into() }
     }
 
     pub(super) fn adapter(path: &Path, reason: impl Into<String>) -> Self {

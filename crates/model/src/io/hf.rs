@@ -122,7 +122,7 @@ impl WeightSource for HfFolder {
     }
 }
 
-fn file_digest(path: &Path) -> Result<[u8; 32], IoError> {
+pub(super) fn file_digest(path: &Path) -> Result<[u8; 32], IoError> {
     let mut file = File::open(path).map_err(IoError::at(path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

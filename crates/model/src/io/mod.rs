@@ -1,7 +1,8 @@
-//! Files of the ecosystem: Hugging Face model folders, PEFT adapters, merged models.
+//! Files of the ecosystem: Hugging Face model folders, GGUF files, PEFT adapters, merged models.
 
 mod error;
 mod folder;
+mod gguf;
 mod hf;
 mod hub;
 mod merged;
@@ -11,6 +12,7 @@ mod tensors;
 
 pub use error::IoError;
 pub use folder::{read_json, write_folder, write_json};
+pub use gguf::{GgufFile, GgufTokenizer, SpecialToken};
 pub use hf::HfFolder;
 pub use hub::{ModelSource, resolve};
 pub use merged::{MergedLayout, write_merged};
