@@ -1,6 +1,7 @@
 //! What a person types.
 
 use clap::{Args, Parser, Subcommand};
+use fedpipe_core::BaseFormat;
 use std::path::PathBuf;
 
 const EXIT_CODES: &str = "\
@@ -30,6 +31,8 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Label texts with a trained model
     Predict(PredictArgs),
+    /// Write texts with a language model, fine-tuned or not
+    Generate(GenerateArgs),
     /// Copy a run's adapter, or the merged model, to a folder
     Export(ExportArgs),
     /// Show what a base model is made of: adaptable weights, memory at each base format
@@ -138,6 +141,84 @@ pub struct PredictArgs {
     /// Add the logits of all labels to the lines of JSON
     #[arg(long, requires = "json")]
     pub logits: bool,
+}
+
+/// `fedpipe generate`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Prints what the model writes, and nothing else: after a single prompt as it comes, else a text for every prompt in their
+order. With neither --prompt nor --data every line of standard input is a prompt. The most probable token is taken, unless
+--temperature, --top-k or --top-p ask for draws, or --beams for a search.
+
+Examples:
+  fedpipe generate assets/models/SmolLM2-135M-Instruct-GGUF --prompt \"Why is the sky blue?\"
+  fedpipe generate model.gguf --template plain --prompt \"The capital of France is\" --max-new-tokens 8
+  fedpipe generate runs/e2e --data test.csv --limit 5 --json
+  fedpipe generate runs/e2e --no-adapter --prompt \"name[Alimentum], area[city centre]\" --temperature 0.7 --seed 1")]
+pub struct GenerateArgs {
+    /// A model's folder, GGUF file or hub repository, a run's folder, or a PEFT adapter's
+    #[arg(value_name = "MODEL_OR_RUN_OR_ADAPTER")]
+    pub model: String,
+    /// The base model, instead of the one that the run or the adapter names
+    #[arg(long, value_name = "MODEL")]
+    pub base_model: Option<String>,
+    /// Leave the adapter out
+    #[arg(long)]
+    pub no_adapter: bool,
+    /// One prompt
+    #[arg(long, conflicts_with = "data")]
+    pub prompt: Option<String>,
+    /// Prompts: .tsv, .csv, .jsonl or .parquet; their column is `prompt`, or what the run's configuration says
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Stop after so many prompts
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Prompts as questions in a chat, or plainly; auto is a chat where the model has a template for one
+    #[arg(long, default_value = "auto", value_parser = ["auto", "chat", "plain"])]
+    pub template: String,
+    /// Tokens of a text at most
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_new_tokens: usize,
+    /// Draw tokens; below 1 likely ones become likelier
+    #[arg(long, value_name = "T", conflicts_with = "beams")]
+    pub temperature: Option<f32>,
+    /// Draw from the K most probable tokens only
+    #[arg(long, value_name = "K", conflicts_with = "beams")]
+    pub top_k: Option<usize>,
+    /// Draw from the most probable tokens that together have the probability P
+    #[arg(long, value_name = "P", conflicts_with = "beams")]
+    pub top_p: Option<f32>,
+    /// Follow so many texts at a time and take the most probable
+    #[arg(long, value_name = "N")]
+    pub beams: Option<usize>,
+    /// With --beams: above 0 favours long texts
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub length_penalty: f32,
+    /// Make tokens that occurred less likely; 1 changes nothing
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Let no run of N tokens occur twice
+    #[arg(long, value_name = "N")]
+    pub no_repeat_ngram: Option<usize>,
+    /// End a text before this string; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Where the draws start
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Format of the frozen weights: f32, bf16, int8, nf8, nf4, nf3 or nf2
+    #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = base_format)]
+    pub base: BaseFormat,
+    /// Print a line of JSON for every prompt: {"prompt": …, "completion": …}
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn base_format(name: &str) -> Result<BaseFormat, String> {
+    let known = BaseFormat::ALL;
+    let names = || known.map(BaseFormat::name).join(", ");
+    known.into_iter().find(|format| format.name() == name).ok_or_else(|| format!("there are {}", names()))
 }
 
 /// `fedpipe export`

@@ -19,6 +19,7 @@ pub mod run;
 pub mod run_dir;
 pub mod setup;
 pub mod summary;
+pub mod task;
 pub mod trained;
 
 pub use config::Config;

@@ -17,7 +17,7 @@ use fedpipe_federation::round::{Engine, Progress, RoundSettings, start};
 use fedpipe_federation::simulate::VirtualClock;
 use fedpipe_federation::{aggregate, codec, importance, method, plan};
 use fedpipe_model::data::Dataset;
-use fedpipe_model::io::{AdapterInfo, AdapterTask, SERVING_RANKS, write_adapter, write_serving};
+use fedpipe_model::io::{AdapterInfo, SERVING_RANKS, write_adapter, write_serving};
 use fedpipe_model::{HeapMeter, evaluate};
 use fedpipe_transport::LocalTransport;
 use std::path::PathBuf;
@@ -325,9 +325,9 @@ fn export(
     let info = AdapterInfo {
         base_model: model_name(&config.model),
         base_fingerprint: setup.spec.fingerprint.clone(),
-        labels: setup.labels.names().to_vec(),
+        labels: setup.task.labels().to_vec(),
         max_length: config.training.max_length,
-        task: AdapterTask::Classification,
+        task: setup.task.of_adapter(),
         fan_in_fan_out: setup.base.outline().transposed,
     };
     write_anew(run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;

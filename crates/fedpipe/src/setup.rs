@@ -2,10 +2,12 @@
 
 use crate::config::{self, Config};
 use crate::error::AppError;
+use crate::task::Task;
 use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, SiloId, Trainer};
 use fedpipe_federation::partition::{Examples, Partition};
-use fedpipe_model::data::{Columns, DataError, Dataset, Example, Labels, Targets, TextEncoder, read_all};
+use fedpipe_model::data::{Columns, DataError, Dataset, Example, Targets, read_all};
 use fedpipe_model::io::{ModelSource, resolve};
+use fedpipe_model::ops::IGNORED;
 use fedpipe_model::{
     BaseModel, CacheSettings, HeapMeter, ProfileSettings, SiloSettings, SiloTrainer, adapter::fresh_head,
 };
@@ -21,8 +23,8 @@ pub struct Setup {
     pub base: Arc<BaseModel>,
     /// The base model as the federation sees it.
     pub spec: ModelSpec,
-    /// The classes.
-    pub labels: Labels,
+    /// What is learnt.
+    pub task: Task,
     /// The texts of every silo.
     pub train: BTreeMap<SiloId, Dataset>,
     /// The texts that the server evaluates on.
@@ -47,13 +49,13 @@ impl Setup {
         }
         let test = read_all(&config.data.test, &Columns { site: None, ..columns })?;
 
-        let labels = Labels::of(shared.iter().chain(own.values().flatten()))?;
-        let encoder = TextEncoder::open(base.folder().path(), config.training.max_length, base.outline().vocabulary)?;
-        let mut train = split(config, &shared, &encoder.examples(&shared, &labels)?)?;
+        let task = Task::of(&config.task, &base, shared.iter().chain(own.values().flatten()))?;
+        let encoder = base.text_encoder(config.training.max_length)?;
+        let mut train = split(config, &shared, &task.texts(&encoder, &shared)?)?;
         for (silo, examples) in own {
-            train.insert(silo, encoder.examples(&examples, &labels)?);
+            train.insert(silo, task.texts(&encoder, &examples)?);
         }
-        let spec = base.spec(target_modules(config), Some(labels.len()))?;
+        let spec = base.spec(target_modules(config), task.classes())?;
         let silos = config.silos.iter().map(|silo| SiloSettings {
             silo: SiloId::new(&silo.name),
             memory_mib: silo.memory_mib,
@@ -61,7 +63,7 @@ impl Setup {
             bandwidth_mbps: silo.bandwidth_mbps,
             cache: config.training.activation_cache.then(|| cache(config)),
         });
-        Ok(Self { test: encoder.examples(&test, &labels)?, silos: silos.collect(), base, spec, labels, train })
+        Ok(Self { test: task.texts(&encoder, &test)?, silos: silos.collect(), base, spec, task, train })
     }
 
     /// The silos of this process behind a transport.
@@ -93,7 +95,8 @@ impl Setup {
         // A round number, so that small changes of the data find the same profile again.
         let text_tokens = mean.next_multiple_of(16).clamp(1, self.base.outline().max_positions);
         let (formats, dropout) = (config.plan.base_formats.clone(), config.adapter.dropout);
-        ProfileSettings { formats, text_tokens, dropout, ..ProfileSettings::default() }
+        let written_tokens = self.task.classes().is_none().then(|| written(self.train.values()));
+        ProfileSettings { formats, text_tokens, written_tokens, dropout, ..ProfileSettings::default() }
     }
 
     /// SHA-256 of what a run learns from and is measured on, in hexadecimal: the model, the labels and every text.
@@ -104,7 +107,7 @@ impl Setup {
             digest.update(bytes);
         };
         add(self.spec.fingerprint.as_bytes());
-        self.labels.names().iter().for_each(|name| add(name.as_bytes()));
+        self.task.labels().iter().for_each(|name| add(name.as_bytes()));
         for (name, data) in self.train.iter().map(|(id, data)| (id.as_str(), data)).chain([("test", &self.test)]) {
             add(name.as_bytes());
             let targets: &[u32] = match &data.targets {
@@ -136,6 +139,15 @@ impl Setup {
         let what = format!("{changed} changed since this run began");
         Err(AppError::user(what).hint("restore what it was, or start a new run"))
     }
+}
+
+/// Tokens of a text that are learnt, on average.
+fn written<'a>(train: impl Iterator<Item = &'a Dataset>) -> usize {
+    let (texts, written) = train.fold((0, 0), |(texts, written), data| {
+        let Targets::Tokens(next) = &data.targets else { return (texts, written) };
+        (texts + data.len(), written + next.iter().filter(|&&token| token != IGNORED).count())
+    });
+    written.div_ceil(texts.max(1))
 }
 
 /// Opens the base model that a configuration names.
@@ -190,7 +202,8 @@ fn columns(config: &Config) -> Columns {
         config::Partition::Column { name } => Some(name.clone()),
         _ => None,
     };
-    Columns { text: config.data.text.clone(), label: Some(config.data.label.clone()), site }
+    let (text, label) = config.data.columns.names();
+    Columns { text: text.into(), label: Some(label.into()), site }
 }
 
 /// The shared texts, split over the silos that have no files of their own.
@@ -204,7 +217,11 @@ fn split(config: &Config, examples: &[Example], data: &Dataset) -> Result<BTreeM
         config::Partition::Iid => Partition::Iid,
         config::Partition::Column { name } => Partition::Column { name: name.clone() },
     };
-    let labels: Vec<usize> = data.classes().iter().map(|&label| label as usize).collect();
+    // Texts without labels are all alike to the partition.
+    let labels: Vec<usize> = match &data.targets {
+        Targets::Classes(classes) => classes.iter().map(|&class| class as usize).collect(),
+        Targets::None | Targets::Tokens(_) => vec![0; data.len()],
+    };
     let sites: Option<Vec<String>> = examples.iter().map(|e| e.site.clone()).collect();
     // A silo should at least fill the smallest batch that it may be given.
     let min_examples = config.plan.batch_sizes.iter().copied().min().unwrap_or(1);

@@ -4,22 +4,23 @@ use crate::config::{self, Config};
 use crate::error::AppError;
 use crate::run_dir::RunDir;
 use crate::setup::{check_length, open_model};
-use fedpipe_core::{Adapter, BaseFormat};
+use crate::task::Task;
+use fedpipe_core::{Adapter, BaseFormat, Matrix};
 use fedpipe_model::arch::Backbone;
 use fedpipe_model::data::{Dataset, Labels, TextEncoder};
-use fedpipe_model::io::read_adapter;
+use fedpipe_model::io::{AdapterInfo, AdapterTask, read_adapter};
 use fedpipe_model::{BaseModel, Prediction, predict};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Everything that labelling texts takes.
+/// Everything that using it takes.
 pub struct Trained {
     /// The base model.
     pub base: BaseModel,
     /// The adapter, head included.
     pub adapter: Adapter,
-    /// The classes.
-    pub labels: Labels,
+    /// What it was trained for.
+    pub task: Task,
     /// How the texts become tokens.
     pub encoder: TextEncoder,
     /// The configuration of the run, when it is one.
@@ -60,24 +61,27 @@ impl Trained {
         }
         let base = open_model(&source)?;
         if let Some(info) = &saved.info
-            && info.base_fingerprint != base.folder().fingerprint()?
+            && info.base_fingerprint != base.files().fingerprint()?
         {
-            let folder = base.folder().path().display();
+            let folder = base.files().path().display();
             let what = format!("{} was trained over another base model than {folder}", path.display());
             return Err(AppError::user(what).hint("name the right folder with --model DIR"));
         }
-        let classes = saved.adapter.head.values().map(fedpipe_core::Matrix::rows).max().unwrap_or(0);
-        let (labels, max_length) = match saved.info {
-            Some(info) => (Labels::from_names(info.labels), info.max_length),
-            None => {
-                let names = (0..classes).map(|class| format!("LABEL_{class}")).collect();
-                (Labels::from_names(names), base.outline().max_positions)
+        let max_length = saved.info.as_ref().map_or(base.outline().max_positions, |info| info.max_length);
+        let task = match (&saved.info, classes(&saved.adapter)) {
+            (Some(AdapterInfo { task: AdapterTask::CausalLm, .. }), _) | (None, 0) => {
+                Task::instruct(&base, config.as_ref().and_then(|config| config.task.chat()))?
+            }
+            (Some(info), _) => Task::Classification(Labels::from_names(info.labels.clone())),
+            (None, classes) => {
+                let names = (0..classes).map(|class| format!("LABEL_{class}"));
+                Task::Classification(Labels::from_names(names.collect()))
             }
         };
-        base.check_adapter(&saved.adapter, (labels.len() > 0).then_some(labels.len()))?;
+        base.check_adapter(&saved.adapter, task.classes())?;
         check_length(&base, max_length)?;
-        let encoder = TextEncoder::open(base.folder().path(), max_length, base.outline().vocabulary)?;
-        Ok(Self { base, adapter: saved.adapter, labels, encoder, config })
+        let encoder = base.text_encoder(max_length)?;
+        Ok(Self { base, adapter: saved.adapter, task, encoder, config })
     }
 
     /// The base weights in full precision.
@@ -95,4 +99,9 @@ impl Trained {
     pub fn predict(&self, texts: &Dataset) -> Result<Vec<Prediction>, AppError> {
         Ok(predict(&*self.weights()?, self.base.outline().head_module, &self.adapter, texts)?)
     }
+}
+
+/// Rows of the head, if there is one.
+fn classes(adapter: &Adapter) -> usize {
+    adapter.head.values().map(Matrix::rows).max().unwrap_or(0)
 }

@@ -17,7 +17,7 @@ use std::time::Instant;
 use fedpipe_core::{Adapter, BaseFormat, LowRank, Purpose, Seed, Stop, TrainWork};
 use fedpipe_kernels::{CountingAllocator, Path as KernelPath, keep_freed_memory};
 use fedpipe_model::adapter::fresh_head;
-use fedpipe_model::data::{Batches, Columns, Dataset, Example, Labels, TextEncoder, read};
+use fedpipe_model::data::{Batches, Columns, Dataset, Example, Labels, read};
 use fedpipe_model::ops::OpsKind;
 use fedpipe_model::{BaseModel, Objective, Training, train};
 use mimalloc::MiMalloc;
@@ -159,7 +159,7 @@ fn texts(options: &Options, base: &BaseModel) -> Result<(Dataset, Labels), Box<d
     }
     let line = |text: usize| (text as u64 * STRIDE % lines.len() as u64) as usize;
     let chosen: Vec<Example> = (0..count).map(|text| lines[line(text)].clone()).collect();
-    let encoder = TextEncoder::open(&options.model, options.max_length, base.outline().vocabulary)?;
+    let encoder = base.text_encoder(options.max_length)?;
     Ok((encoder.examples(&chosen, &labels)?, labels))
 }
 

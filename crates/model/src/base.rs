@@ -2,8 +2,8 @@
 
 use crate::Error;
 use crate::arch::{self, Architecture, Backbone, Outline};
-use crate::data::Targets;
-use crate::io::HfFolder;
+use crate::data::{DataError, Targets, TextEncoder};
+use crate::io::ModelFiles;
 use crate::task::Objective;
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, ModelSpec};
 use fedpipe_kernels::FrozenMatrix;
@@ -12,9 +12,9 @@ use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A Hugging Face model folder. Silos of one process that use the same base format share its bytes.
+/// A model on disk. Silos of one process that use the same base format share its bytes.
 pub struct BaseModel {
-    folder: HfFolder,
+    files: ModelFiles,
     architecture: &'static Architecture,
     outline: Outline,
     encoders: Mutex<BTreeMap<BaseFormat, Loaded>>,
@@ -29,20 +29,28 @@ struct Loaded {
 }
 
 impl BaseModel {
-    /// Opens a folder and reads its configuration; weights are mapped, not read.
+    /// Opens a Hugging Face folder or a GGUF file and reads the configuration; weights are mapped, not read.
     ///
     /// # Errors
-    /// When the folder is incomplete or its architecture is not supported.
+    /// When the model is incomplete or its architecture is not supported.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let folder = HfFolder::open(path)?;
-        let architecture = arch::of(&folder)?;
-        let outline = (architecture.outline)(&folder)?;
-        Ok(Self { folder, architecture, outline, encoders: Mutex::default() })
+        let files = ModelFiles::open(path)?;
+        let architecture = arch::of(files.weights())?;
+        let outline = (architecture.outline)(files.weights())?;
+        Ok(Self { files, architecture, outline, encoders: Mutex::default() })
     }
 
-    /// The folder.
-    pub fn folder(&self) -> &HfFolder {
-        &self.folder
+    /// The files.
+    pub fn files(&self) -> &ModelFiles {
+        &self.files
+    }
+
+    /// How texts of at most `max_length` tokens are read.
+    ///
+    /// # Errors
+    /// When there is no tokenizer, or `max_length` leaves no room beside its special tokens.
+    pub fn text_encoder(&self, max_length: usize) -> Result<TextEncoder, DataError> {
+        TextEncoder::new(self.files.tokenizer()?, self.files.path(), max_length, self.outline.vocabulary)
     }
 
     /// What the model consists of.
@@ -70,9 +78,8 @@ impl BaseModel {
     ) -> Result<&'a mut Loaded, Error> {
         Ok(match encoders.entry(format) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                entry.insert(Loaded { layers: (self.architecture.load)(&self.folder, format)?.into(), head: None })
-            }
+            Entry::Vacant(entry) => entry
+                .insert(Loaded { layers: (self.architecture.load)(self.files.weights(), format)?.into(), head: None }),
         })
     }
 
@@ -102,7 +109,7 @@ impl BaseModel {
         }
         let no_writer = || Error::Misfit(format!("a {} model has no output head: it cannot write", self.model_type()));
         let causal = self.outline.causal.as_ref().ok_or_else(no_writer)?;
-        let head = causal.load(&self.folder, format, loaded.layers.language().ok_or_else(no_writer)?)?;
+        let head = causal.load(self.files.weights(), format, loaded.layers.language().ok_or_else(no_writer)?)?;
         loaded.head = Some(head.clone());
         Ok(head)
     }
@@ -130,7 +137,7 @@ impl BaseModel {
     pub fn spec(&self, targets: &[String], classes: Option<usize>) -> Result<ModelSpec, Error> {
         Ok(ModelSpec {
             architecture: self.model_type().to_string(),
-            fingerprint: self.folder.fingerprint()?,
+            fingerprint: self.files.fingerprint()?,
             parameters: self.outline.parameters(),
             layers: self.outline.layers,
             hidden: self.outline.hidden,

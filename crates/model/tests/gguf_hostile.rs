@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use fedpipe_kernels::CountingAllocator;
-use fedpipe_model::io::{GgufFile, IoError};
+use fedpipe_model::io::{GgufFile, IoError, WeightSource};
 use proptest::prelude::*;
 use std::alloc::System;
 use std::path::Path;

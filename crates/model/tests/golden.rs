@@ -6,7 +6,6 @@ use candle_core::{Device, Tensor};
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, WeightId};
 use fedpipe_model::BaseModel;
 use fedpipe_model::adapter::{Adapters, Attached, Trainable, Trained};
-use fedpipe_model::data::TextEncoder;
 use fedpipe_model::ops::{ClassifierHead, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, Parameters};
 use fedpipe_model::task::classification_head;
@@ -157,7 +156,7 @@ fn the_real_minilm_agrees_with_transformers() {
     let fixture: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture("minilm.json")).unwrap()).unwrap();
     let base = BaseModel::open(&folder).unwrap();
     let max_length = fixture["max_length"].as_u64().unwrap() as usize;
-    let tokens = TextEncoder::open(&folder, max_length, base.outline().vocabulary).unwrap();
+    let tokens = base.text_encoder(max_length).unwrap();
     // `scripts/golden_minilm.py` sets the head to weight[i, j] = sin(1 + 384·i + j), bias 0, 4 labels.
     let mut parameters = Parameters::default();
     let weight = Matrix::from_fn(4, 384, |i, j| (1.0 + (384 * i + j) as f64).sin() as f32);

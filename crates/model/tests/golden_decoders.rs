@@ -8,7 +8,7 @@ use fedpipe_kernels::FrozenMatrix;
 use fedpipe_model::adapter::{Adapters, Attached, Trained, fresh_head};
 use fedpipe_model::arch::Backbone;
 use fedpipe_model::data::{Dataset, Targets};
-use fedpipe_model::io::{WeightSource, read_adapter};
+use fedpipe_model::io::read_adapter;
 use fedpipe_model::ops::{ClassifierHead, IGNORED, KvCache, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, ParameterId, Parameters};
 use fedpipe_model::{BaseModel, Objective, Training, logits, train};
@@ -71,7 +71,7 @@ impl Golden {
 
     fn head(&self, model: &dyn Backbone) -> Arc<FrozenMatrix> {
         let head = self.base.outline().causal.clone().unwrap();
-        head.load(self.base.folder(), model.format(), model.language().unwrap()).unwrap()
+        head.load(self.base.files().weights(), model.format(), model.language().unwrap()).unwrap()
     }
 
     /// The gradient of a frozen W is read off a low-rank path with A = I and B = 0: dB = dyᵀ·x = dW.
@@ -299,7 +299,7 @@ fn unsupported_configurations_are_refused_by_name() {
 #[test]
 fn a_window_bounds_the_length_of_texts() {
     let base = BaseModel::open(&fixture("mistral")).unwrap();
-    assert_eq!(base.folder().config_usize("max_position_embeddings").unwrap(), 64);
+    assert_eq!(base.files().weights().config_usize("max_position_embeddings").unwrap(), 64);
     assert_eq!(base.outline().max_positions, 24);
     let model = base.encoder(BaseFormat::F32).unwrap();
     let (parameters, none) = (Parameters::default(), Adapters::none());

@@ -2,7 +2,7 @@
 
 use fedpipe_core::{Adapter, BaseFormat, LowRank, Seed, Stop, TrainWork};
 use fedpipe_model::adapter::fresh_head;
-use fedpipe_model::data::{Columns, Labels, TextEncoder, read};
+use fedpipe_model::data::{Columns, Labels, read};
 use fedpipe_model::ops::OpsKind;
 use fedpipe_model::{BaseModel, Objective, Training, train};
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ fn fifty_steps_lose_the_same() {
     // The file is sorted by label.
     examples = examples.into_iter().step_by(27).collect();
     let labels = Labels::of(&examples).unwrap();
-    let tokens = TextEncoder::open(&folder, 64, base.outline().vocabulary).unwrap();
+    let tokens = base.text_encoder(64).unwrap();
     let data = tokens.examples(&examples, &labels).unwrap();
     let targets: Vec<_> = base
         .outline()

@@ -4,8 +4,9 @@ use crate::cli::ExportArgs;
 use crate::error::AppError;
 use crate::run_dir::RunDir;
 use crate::setup::model_name;
+use crate::task::Task;
 use crate::trained::Trained;
-use fedpipe_model::io::{AdapterInfo, AdapterTask, MergedLayout, write_adapter, write_merged};
+use fedpipe_model::io::{AdapterInfo, MergedLayout, write_adapter, write_merged};
 
 /// Writes a run's adapter, or the merged model, to a folder.
 pub fn export(args: &ExportArgs) -> Result<(), AppError> {
@@ -15,18 +16,21 @@ pub fn export(args: &ExportArgs) -> Result<(), AppError> {
     }
     let trained = Trained::open(&args.run, None)?;
     let outline = trained.base.outline();
-    let labels = trained.labels.names();
+    let labels = trained.task.labels();
     if args.merged {
-        let (class, prefix) = (outline.classifier_class, outline.prefix);
-        let layout = MergedLayout { class, prefix, transposed: outline.transposed };
-        write_merged(&args.to, trained.base.folder(), &trained.adapter, labels, &layout)?;
+        let (class, head) = match (&trained.task, &outline.causal) {
+            (Task::Instruct(_), Some(causal)) => (causal.class, causal.tensor),
+            _ => (outline.classifier_class, None),
+        };
+        let layout = MergedLayout { class, prefix: outline.prefix, transposed: outline.transposed, head };
+        write_merged(&args.to, trained.base.files(), &trained.adapter, labels, &layout)?;
     } else {
         let info = AdapterInfo {
             base_model: trained.config.as_ref().map(|c| model_name(&c.model)).unwrap_or_default(),
-            base_fingerprint: trained.base.folder().fingerprint()?,
+            base_fingerprint: trained.base.files().fingerprint()?,
             labels: labels.to_vec(),
             max_length: trained.encoder.max_length(),
-            task: AdapterTask::Classification,
+            task: trained.task.of_adapter(),
             fan_in_fan_out: outline.transposed,
         };
         write_adapter(&args.to, &trained.adapter, &info)?;

@@ -2,6 +2,7 @@
 
 mod evaluate;
 mod export;
+mod generate;
 mod inspect;
 mod plan;
 mod predict;
@@ -22,6 +23,7 @@ pub fn execute(command: Command, meter: &Arc<dyn HeapMeter>) -> Result<(), AppEr
         Command::Plan(args) => plan::plan(&args, meter),
         Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::Predict(args) => predict::predict(&args),
+        Command::Generate(args) => generate::generate(&args),
         Command::Export(args) => export::export(&args),
         Command::Inspect(args) => inspect::inspect(&args),
     }

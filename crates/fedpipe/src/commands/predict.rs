@@ -2,9 +2,10 @@
 
 use crate::cli::PredictArgs;
 use crate::error::AppError;
+use crate::task::Task;
 use crate::trained::Trained;
 use fedpipe_model::Prediction;
-use fedpipe_model::data::{Columns, read};
+use fedpipe_model::data::{Columns, Labels, read};
 use serde::Serialize;
 use std::io::{BufRead, Read, Write};
 
@@ -24,6 +25,10 @@ struct Line<'a> {
 /// Prints the label and the probability of every text, in order.
 pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
     let trained = Trained::open(&args.trained.trained, args.trained.model.as_deref())?;
+    let Task::Classification(labels) = &trained.task else {
+        let what = format!("{} writes, it does not label", args.trained.trained.display());
+        return Err(AppError::user(what).hint("use `fedpipe generate`"));
+    };
     let limit = args.limit.unwrap_or(usize::MAX);
     let texts: Box<dyn Iterator<Item = Result<String, AppError>>> = match (&args.text, &args.data) {
         (Some(text), _) => Box::new(std::iter::once(Ok(text.clone()))),
@@ -42,14 +47,14 @@ pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
         let predictions = trained.predict(&trained.encoder.texts(&chunk)?)?;
         let mut out = std::io::stdout().lock();
         for prediction in &predictions {
-            writeln!(out, "{}", line(args, &trained, prediction)?).map_err(AppError::output)?;
+            writeln!(out, "{}", line(args, labels, prediction)?).map_err(AppError::output)?;
         }
     }
 }
 
-fn line(args: &PredictArgs, trained: &Trained, prediction: &Prediction) -> Result<String, AppError> {
+fn line(args: &PredictArgs, labels: &Labels, prediction: &Prediction) -> Result<String, AppError> {
     let Prediction { class, probability, logits } = prediction;
-    let label = trained.labels.name(*class).unwrap_or("?");
+    let label = labels.name(*class).unwrap_or("?");
     if !args.json {
         return Ok(format!("{label}\t{probability:.4}"));
     }
@@ -58,7 +63,7 @@ fn line(args: &PredictArgs, trained: &Trained, prediction: &Prediction) -> Resul
 }
 
 /// The lines of standard input, as they come.
-fn lines() -> impl Iterator<Item = Result<String, AppError>> {
+pub(super) fn lines() -> impl Iterator<Item = Result<String, AppError>> {
     let mut input = std::io::stdin().lock();
     let mut number = 0;
     std::iter::from_fn(move || {

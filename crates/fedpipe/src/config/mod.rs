@@ -66,9 +66,9 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum ModelSource {
-    /// A Hugging Face folder on disk.
+    /// A Hugging Face folder or a GGUF file on disk.
     Path {
-        /// The folder.
+        /// The folder or the file.
         path: PathBuf,
     },
     /// A repository of the Hugging Face hub.
@@ -96,6 +96,20 @@ impl ModelSource {
 pub struct TaskConfig {
     /// One of [`names::TASKS`].
     pub kind: String,
+    /// How prompts and completions become texts, one of [`names::TEMPLATES`]; only where texts are written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+}
+
+impl TaskConfig {
+    /// Whether a chat template is asked for; none leaves it to the model.
+    pub fn chat(&self) -> Option<bool> {
+        match self.template.as_deref() {
+            Some("chat") => Some(true),
+            Some("plain") => Some(false),
+            _ => None,
+        }
+    }
 }
 
 /// `[data]`
@@ -106,10 +120,39 @@ pub struct DataConfig {
     pub train: Vec<PathBuf>,
     /// Files that the server evaluates on.
     pub test: Vec<PathBuf>,
-    /// Column of the text.
-    pub text: String,
-    /// Column of the label.
-    pub label: String,
+    /// Where in them the texts are.
+    #[serde(flatten)]
+    pub columns: DataColumns,
+}
+
+/// The columns that a task reads.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum DataColumns {
+    /// Texts with labels.
+    Labelled {
+        /// Column of the text.
+        text: String,
+        /// Column of the label.
+        label: String,
+    },
+    /// Prompts with what is to be written after them.
+    Completed {
+        /// Column of the prompt.
+        prompt: String,
+        /// Column of the completion.
+        completion: String,
+    },
+}
+
+impl DataColumns {
+    /// The column of what is read, and that of what is learnt.
+    pub fn names(&self) -> (&str, &str) {
+        match self {
+            Self::Labelled { text, label } => (text, label),
+            Self::Completed { prompt, completion } => (prompt, completion),
+        }
+    }
 }
 
 /// `[federation]`

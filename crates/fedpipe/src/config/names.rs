@@ -1,7 +1,9 @@
 //! The names that a configuration may use, each table once; the first of each is the default.
 
 /// `task.kind`.
-pub const TASKS: &[&str] = &["classification"];
+pub const TASKS: &[&str] = &["classification", "instruct"];
+/// `task.template`.
+pub const TEMPLATES: &[&str] = &["auto", "chat", "plain"];
 /// `federation.method`.
 pub const METHODS: &[&str] = &["fedpipe"];
 /// `federation.importance`.

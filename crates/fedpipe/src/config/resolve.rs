@@ -4,8 +4,9 @@ use super::problem::Problem;
 use super::read::{Problems, Section};
 use super::source::{Node, Value};
 use super::{
-    AUTO, AdapterConfig, Config, DataConfig, Deadline, EvaluationConfig, FederationConfig, ModelSource, OutputConfig,
-    Partition, PlanConfig, ProbeConfig, Recompute, SiloConfig, TargetModules, TaskConfig, TrainingConfig, names,
+    AUTO, AdapterConfig, Config, DataColumns, DataConfig, Deadline, EvaluationConfig, FederationConfig, ModelSource,
+    OutputConfig, Partition, PlanConfig, ProbeConfig, Recompute, SiloConfig, TargetModules, TaskConfig, TrainingConfig,
+    names,
 };
 use fedpipe_core::BaseFormat;
 use std::path::PathBuf;
@@ -21,10 +22,11 @@ pub(super) fn config(root: Node, problems: &Problems) -> Config {
     let mut root = Section::new(problems, "the configuration".into(), Some(root));
     let adapter = adapter(root.section("adapter"));
     let silos = silos(&mut root);
+    let task = task(root.section("task"));
     let config = Config {
         model: model(root.section("model")),
-        task: task(root.section("task")),
-        data: data(root.section("data"), &silos),
+        data: data(root.section("data"), &silos, &task),
+        task,
         federation: federation(root.section("federation"), &adapter),
         adapter,
         plan: plan(root.section("plan")),
@@ -54,7 +56,7 @@ fn model(mut section: Section<'_>) -> ModelSource {
         (path, _) => {
             let title = match path {
                 Some(_) => "[model] takes either `path` or `hub`, not both",
-                None => "[model] needs `path` (a Hugging Face folder) or `hub` (`owner/name`)",
+                None => "[model] needs `path` (a Hugging Face folder or a GGUF file) or `hub` (`owner/name`)",
             };
             section.conflict(title);
             ModelSource::Path { path: PathBuf::new() }
@@ -65,12 +67,13 @@ fn model(mut section: Section<'_>) -> ModelSource {
 }
 
 fn task(mut section: Section<'_>) -> TaskConfig {
-    let config = TaskConfig { kind: section.choice("kind", names::TASKS).into() };
+    let kind = section.choice("kind", names::TASKS);
+    let template = (kind == "instruct").then(|| section.choice("template", names::TEMPLATES).into());
     section.finish();
-    config
+    TaskConfig { kind: kind.into(), template }
 }
 
-fn data(mut section: Section<'_>, silos: &[SiloConfig]) -> DataConfig {
+fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> DataConfig {
     let every_silo_has_its_own = !silos.is_empty() && silos.iter().all(|silo| !silo.data.is_empty());
     let train_at = section.place_of("train");
     let train = paths(&mut section, "train");
@@ -83,10 +86,13 @@ fn data(mut section: Section<'_>, silos: &[SiloConfig]) -> DataConfig {
     if test.is_empty() {
         section.conflict("[data] needs `test`, a list of files");
     }
-    let text = section.optional("text").unwrap_or_else(|| "text".into());
-    let label = section.optional("label").unwrap_or_else(|| "label".into());
+    let mut column = |name: &'static str| section.optional(name).unwrap_or_else(|| name.into());
+    let columns = match task.kind.as_str() {
+        "instruct" => DataColumns::Completed { prompt: column("prompt"), completion: column("completion") },
+        _ => DataColumns::Labelled { text: column("text"), label: column("label") },
+    };
     section.finish();
-    DataConfig { train, test, text, label }
+    DataConfig { train, test, columns }
 }
 
 fn paths(section: &mut Section<'_>, key: &'static str) -> Vec<PathBuf> {

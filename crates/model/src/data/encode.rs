@@ -9,30 +9,29 @@ use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams
 #[derive(Debug, Clone)]
 pub struct TextEncoder {
     tokenizer: Tokenizer,
+    /// The same, but cutting nothing.
+    whole: Tokenizer,
     path: PathBuf,
     max_length: usize,
     vocabulary: usize,
 }
 
 impl TextEncoder {
-    /// Reads `tokenizer.json` from a model folder. A text becomes at most `max_length` tokens, special tokens such as
-    /// `[CLS]` included; what is longer loses its end. Padding that the file asks for is switched off.
+    /// With the tokenizer of `model`. A text becomes at most `max_length` tokens, special tokens such as `[CLS]` included;
+    /// what is longer loses its end. Padding that the tokenizer asks for is switched off.
     ///
     /// `vocabulary` is the number of embeddings of the model, which every token is checked against.
     ///
     /// # Errors
-    /// When the file is missing or is no tokenizer, or `max_length` leaves no room beside the special tokens.
-    pub fn open(folder: &Path, max_length: usize, vocabulary: usize) -> Result<Self, DataError> {
-        let path = folder.join("tokenizer.json");
+    /// When `max_length` leaves no room beside the special tokens.
+    pub fn new(
+        mut tokenizer: Tokenizer,
+        model: &Path,
+        max_length: usize,
+        vocabulary: usize,
+    ) -> Result<Self, DataError> {
+        let path = model.to_path_buf();
         let error = |reason: String| DataError::Tokenizer { path: path.clone(), reason };
-        let bytes = std::fs::read(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => {
-                error("missing; a model folder needs it (transformers writes it with `save_pretrained`)".into())
-            }
-            _ => error(e.to_string()),
-        })?;
-        let mut tokenizer =
-            Tokenizer::from_bytes(bytes).map_err(|e| error(format!("not a tokenizer that can be read: {e}")))?;
         let special = tokenizer.get_post_processor().map_or(0, |p| p.added_tokens(false));
         if max_length <= special {
             return Err(error(format!(
@@ -45,8 +44,26 @@ impl TextEncoder {
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
         };
-        tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(|e| error(e.to_string()))?;
-        Ok(Self { tokenizer, path, max_length, vocabulary })
+        tokenizer.with_padding(None);
+        let mut whole = tokenizer.clone();
+        whole.with_truncation(None).map_err(|e| error(e.to_string()))?;
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| error(e.to_string()))?;
+        Ok(Self { tokenizer, whole, path, max_length, vocabulary })
+    }
+
+    /// The tokenizer, which cuts nothing.
+    pub fn whole(&self) -> &Tokenizer {
+        &self.whole
+    }
+
+    pub(super) fn refused(&self, reason: String) -> DataError {
+        DataError::Tokenizer { path: self.path.clone(), reason: format!("it refuses a text: {reason}") }
+    }
+
+    /// The dataset, if the model knows all its tokens.
+    pub(super) fn checked(&self, dataset: Dataset) -> Result<Dataset, DataError> {
+        dataset.check_vocabulary(self.vocabulary)?;
+        Ok(dataset)
     }
 
     /// Most tokens of a text.
@@ -70,9 +87,7 @@ impl TextEncoder {
     /// When a token is not in the model's vocabulary.
     pub fn texts(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Dataset, DataError> {
         let tokens = texts.par_iter().map(|text| self.tokens(text.as_ref())).collect::<Result<Vec<_>, _>>()?;
-        let dataset = Dataset::pack(&tokens, Targets::None);
-        dataset.check_vocabulary(self.vocabulary)?;
-        Ok(dataset)
+        self.checked(Dataset::pack(&tokens, Targets::None))
     }
 
     fn tokens(&self, text: &str) -> Result<Vec<u32>, DataError> {
@@ -82,7 +97,7 @@ impl TextEncoder {
                 reason: format!("it makes no token of {text:?}; a classifier needs at least one, such as [CLS]"),
             }),
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(DataError::Tokenizer { path: self.path.clone(), reason: format!("it refuses a text: {e}") }),
+            Err(e) => Err(self.refused(e.to_string())),
         }
     }
 }
@@ -91,6 +106,7 @@ impl TextEncoder {
 mod tests {
     use super::*;
     use crate::data::Origin;
+    use crate::io::read_tokenizer;
 
     /// Words by number, `[CLS] … [SEP]` around a text, and fixed padding as sentence-transformers models ask for it.
     const TOKENIZER: &str = r#"{
@@ -109,10 +125,9 @@ mod tests {
                   "vocab": {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "wheat": 4, "oil": 5, "price": 6}}
     }"#;
 
-    fn folder() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("tokenizer.json"), TOKENIZER).unwrap();
-        folder
+    fn encoder(max_length: usize, vocabulary: usize) -> Result<TextEncoder, DataError> {
+        let tokenizer = Tokenizer::from_bytes(TOKENIZER).unwrap();
+        TextEncoder::new(tokenizer, "tokenizer.json".as_ref(), max_length, vocabulary)
     }
 
     fn example(text: &str, label: &str) -> Example {
@@ -121,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_text_is_cut_to_the_length_with_its_special_tokens_and_never_padded() {
-        let encoder = TextEncoder::open(folder().path(), 4, 7).unwrap();
+        let encoder = encoder(4, 7).unwrap();
         let examples = [example("Oil price wheat", "b"), example("", "a"), example("gold", "b")];
         let labels = Labels::of(&examples).unwrap();
         let dataset = encoder.examples(&examples, &labels).unwrap();
@@ -133,19 +148,19 @@ mod tests {
 
     #[test]
     fn a_model_with_fewer_tokens_is_refused() {
-        let encoder = TextEncoder::open(folder().path(), 8, 6).unwrap();
+        let encoder = encoder(8, 6).unwrap();
         let error = encoder.texts(&["wheat price"]).unwrap_err();
         assert!(error.to_string().contains("gives token 6, but the model knows 6"), "{error}");
     }
 
     #[test]
     fn what_is_no_tokenizer_says_so() {
-        let message = |folder: &Path, length| TextEncoder::open(folder, length, 7).unwrap_err().to_string();
-        let folder = folder();
-        assert!(message(folder.path(), 2).contains("a maximum length of 2 leaves no room"));
-        std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
-        assert!(message(folder.path(), 8).contains("not a tokenizer that can be read"));
-        std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
-        assert!(message(folder.path(), 8).contains("tokenizer.json: missing; a model folder needs it"));
+        assert!(encoder(2, 7).unwrap_err().to_string().contains("a maximum length of 2 leaves no room"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let message = || read_tokenizer(&path).unwrap_err().to_string();
+        assert!(message().contains("tokenizer.json: missing; a model folder needs it"));
+        std::fs::write(&path, "{}").unwrap();
+        assert!(message().contains("not a tokenizer that can be read"));
     }
 }

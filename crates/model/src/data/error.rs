@@ -52,6 +52,22 @@ pub enum DataError {
         /// Where.
         origin: Origin,
     },
+    /// A chat template that cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Chat {
+        /// The model.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A prompt and its completion that cannot be learnt.
+    #[error("{origin}: {reason}")]
+    Completion {
+        /// Where.
+        origin: Origin,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// A record that does not follow its format.
     #[error("{origin}: {reason}")]
     Malformed {

@@ -6,6 +6,7 @@ mod dataset;
 mod encode;
 mod error;
 mod labels;
+mod prompt;
 mod read;
 
 pub use batches::Batches;
@@ -14,4 +15,5 @@ pub use dataset::{Batch, Dataset, Targets};
 pub use encode::TextEncoder;
 pub use error::DataError;
 pub use labels::Labels;
+pub use prompt::PromptTemplate;
 pub use read::{Columns, EXTENSIONS, Example, MAX_RECORD_BYTES, Origin, read, read_all};

@@ -1,9 +1,9 @@
-//! The base model with an adapter merged into it, as `transformers` saves a sequence classifier.
+//! The base model with an adapter merged into it, as `transformers` saves a sequence classifier or a language model.
 
 use super::folder::{write_folder, write_json};
 use super::peft::{from_matrix, label_maps};
 use super::tensors::{LazyTensor, write_tensors};
-use super::{HfFolder, IoError, WeightSource};
+use super::{GgufFile, IoError, ModelFiles, SpecialToken, WeightSource};
 use fedpipe_core::{Adapter, LowRank, WeightId};
 use fedpipe_kernels::dense::{Matrix, Write, matmul};
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// How `transformers` lays out an architecture's sequence classifier.
+/// How `transformers` lays out an architecture with a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MergedLayout {
     /// Its class, for example `BertForSequenceClassification`.
@@ -22,6 +22,8 @@ pub struct MergedLayout {
     pub prefix: &'static str,
     /// Whether adapted weights are stored `[inputs, outputs]`, as GPT-2's are.
     pub transposed: bool,
+    /// The base's own output head, which a language model keeps.
+    pub head: Option<&'static str>,
 }
 
 /// Index tensors of old checkpoints, which `transformers` makes anew.
@@ -51,11 +53,12 @@ const TOKENIZER_FILES: [&str; 11] = [
 /// disk refuses.
 pub fn write_merged(
     target: &Path,
-    base: &HfFolder,
+    base: &ModelFiles,
     adapter: &Adapter,
     labels: &[String],
     layout: &MergedLayout,
 ) -> Result<(), IoError> {
+    let (files, base) = (base, base.weights());
     let names = base_names(base, layout);
     check_fit(base, adapter, &names, layout)?;
     write_folder(target, |folder| {
@@ -83,30 +86,59 @@ pub fn write_merged(
         if let Some(error) = failure.take() {
             return Err(error);
         }
-        for file in TOKENIZER_FILES {
-            let source = base.path().join(file);
-            if source.exists() {
-                fs::copy(&source, folder.join(file)).map_err(IoError::at(&source))?;
-            }
+        match files {
+            ModelFiles::Folder(base) => copy_tokenizer(base.path(), folder),
+            ModelFiles::Gguf(base) => write_tokenizer(base, folder),
         }
-        Ok(())
     })
 }
 
-/// The encoder's tensors: the name in the merged model, and the one in the base. What lies beside the encoder (the
-/// heads of pre-training) stays behind.
-fn base_names(base: &HfFolder, layout: &MergedLayout) -> BTreeMap<String, String> {
-    let prefixed = base.tensor_names().any(|name| name.starts_with(layout.prefix));
-    let kept = base.tensor_names().filter(|name| !BUFFERS.iter().any(|buffer| name.ends_with(buffer)));
+fn copy_tokenizer(base: &Path, folder: &Path) -> Result<(), IoError> {
+    for file in TOKENIZER_FILES {
+        let source = base.join(file);
+        if source.exists() {
+            fs::copy(&source, folder.join(file)).map_err(IoError::at(&source))?;
+        }
+    }
+    Ok(())
+}
+
+/// The tokenizer of a GGUF file, in the files that transformers looks for.
+fn write_tokenizer(base: &GgufFile, folder: &Path) -> Result<(), IoError> {
+    let found = base.tokenizer()?;
+    let path = folder.join("tokenizer.json");
+    found.tokenizer.save(&path, false).map_err(|e| IoError::at(&path)(std::io::Error::other(e.to_string())))?;
+    let text = |token: &Option<SpecialToken>| token.as_ref().map(|token| token.text.clone());
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": text(&found.bos),
+        "eos_token": text(&found.eos),
+        "pad_token": text(&found.pad),
+        "unk_token": text(&found.unk),
+        "chat_template": base.chat_template()?,
+        "clean_up_tokenization_spaces": false,
+    });
+    write_json(&folder.join("tokenizer_config.json"), &config)
+}
+
+/// The model's tensors: the name in the merged model, and the one in the base. What lies beside its layers (the heads of
+/// pre-training) stays behind, but for a language model's own head.
+fn base_names(base: &dyn WeightSource, layout: &MergedLayout) -> BTreeMap<String, String> {
+    let names = base.tensor_names();
+    let prefixed = names.iter().any(|name| name.starts_with(layout.prefix));
+    let is_head = |name: &str| layout.head == Some(name);
+    let kept = names.into_iter().filter(|name| !BUFFERS.iter().any(|buffer| name.ends_with(buffer)));
     if prefixed {
-        kept.filter(|name| name.starts_with(layout.prefix)).map(|name| (name.into(), name.into())).collect()
+        let kept = kept.filter(|name| name.starts_with(layout.prefix) || is_head(name));
+        kept.map(|name| (name.into(), name.into())).collect()
     } else {
-        kept.map(|name| (format!("{}{name}", layout.prefix), name.into())).collect()
+        let prefix = |name: &str| if is_head(name) { "" } else { layout.prefix };
+        kept.map(|name| (format!("{}{name}", prefix(name)), name.into())).collect()
     }
 }
 
 fn check_fit(
-    base: &HfFolder,
+    base: &dyn WeightSource,
     adapter: &Adapter,
     names: &BTreeMap<String, String>,
     layout: &MergedLayout,
@@ -114,14 +146,14 @@ fn check_fit(
     for (weight, factors) in &adapter.factors {
         let name = format!("{weight}.weight");
         let Some(stored) = names.get(&name) else {
-            return Err(IoError::MissingTensor { path: base.path().into(), name });
+            return Err(IoError::MissingTensor { path: base.config_path(), name });
         };
         let (mut expected, got) = ([factors.b().rows(), factors.a().cols()], base.tensor_shape(stored)?);
         if layout.transposed {
             expected.reverse();
         }
         if got != expected {
-            let (path, expected, got) = (base.path().into(), expected.to_vec(), got.to_vec());
+            let (path, expected, got) = (base.config_path(), expected.to_vec(), got.to_vec());
             return Err(IoError::Shape { path, name, expected, got });
         }
     }
@@ -130,7 +162,7 @@ fn check_fit(
 
 /// W + scaling · B·A, or the transposed of both; W alone without factors.
 fn merged(
-    base: &HfFolder,
+    base: &dyn WeightSource,
     stored: &str,
     factors: Option<&LowRank>,
     scaling: f32,
@@ -148,16 +180,18 @@ fn merged(
     Ok(values)
 }
 
-/// The base's configuration with the keys of a classifier in place.
-fn config(base: &HfFolder, labels: &[String], layout: &MergedLayout) -> Map<String, Value> {
-    let (id2label, label2id) = label_maps(labels);
+/// The base's configuration with the head's keys in place.
+fn config(base: &dyn WeightSource, labels: &[String], layout: &MergedLayout) -> Map<String, Value> {
     let mut config = base.config().clone();
+    if !labels.is_empty() {
+        let (id2label, label2id) = label_maps(labels);
+        config.insert("num_labels".into(), json!(labels.len()));
+        config.insert("id2label".into(), id2label);
+        config.insert("label2id".into(), label2id);
+        config.insert("problem_type".into(), json!("single_label_classification"));
+    }
     for (key, value) in [
         ("architectures", json!([layout.class])),
-        ("num_labels", json!(labels.len())),
-        ("id2label", id2label),
-        ("label2id", label2id),
-        ("problem_type", json!("single_label_classification")),
         // The first is what transformers 5 reads, the second what 4 does.
         ("dtype", json!("float32")),
         ("torch_dtype", json!("float32")),
@@ -170,12 +204,12 @@ fn config(base: &HfFolder, labels: &[String], layout: &MergedLayout) -> Map<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::TensorFile;
+    use crate::io::{HfFolder, TensorFile};
     use fedpipe_core::Matrix as Dense;
     use tempfile::TempDir;
 
     const BERT: MergedLayout =
-        MergedLayout { class: "BertForSequenceClassification", prefix: "bert.", transposed: false };
+        MergedLayout { class: "BertForSequenceClassification", prefix: "bert.", transposed: false, head: None };
 
     fn base(names: &[&str]) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -206,7 +240,7 @@ mod tests {
     fn merge(base: &TempDir, adapter: &Adapter) -> Result<TempDir, IoError> {
         let out = tempfile::tempdir().unwrap();
         let labels = ["acq".to_string(), "earn".to_string()];
-        write_merged(out.path(), &HfFolder::open(base.path())?, adapter, &labels, &BERT).map(|()| out)
+        write_merged(out.path(), &ModelFiles::open(base.path())?, adapter, &labels, &BERT).map(|()| out)
     }
 
     #[test]
@@ -244,9 +278,9 @@ mod tests {
         let (a, b) = (Dense::from_fn(1, 2, |_, j| j as f32 + 1.0), Dense::from_fn(3, 1, |i, _| i as f32));
         let factors = [("transformer.h.0.attn.c_attn".into(), LowRank::new(a, b).unwrap())].into();
         let adapter = Adapter { scaling: 2.0, factors, head: Default::default() };
-        let layout = MergedLayout { class: "G", prefix: "transformer.", transposed: true };
+        let layout = MergedLayout { class: "G", prefix: "transformer.", transposed: true, head: None };
         let out = tempfile::tempdir().unwrap();
-        write_merged(out.path(), &HfFolder::open(base.path()).unwrap(), &adapter, &[], &layout).unwrap();
+        write_merged(out.path(), &ModelFiles::open(base.path()).unwrap(), &adapter, &[], &layout).unwrap();
         let file = TensorFile::open(&out.path().join("model.safetensors")).unwrap();
         assert_eq!(file.names(), ["transformer.h.0.attn.c_attn.weight"]);
         // W = [[0, 1, 2], [3, 4, 5]], and (2·B·A)ᵀ = 2·[1, 2]ᵀ[0, 1, 2].

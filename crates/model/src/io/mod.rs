@@ -1,6 +1,7 @@
 //! Files of the ecosystem: Hugging Face model folders, GGUF files, PEFT adapters, merged models.
 
 mod error;
+mod files;
 mod folder;
 mod gguf;
 mod hf;
@@ -11,6 +12,7 @@ mod source;
 mod tensors;
 
 pub use error::IoError;
+pub use files::{ModelFiles, read_tokenizer};
 pub use folder::{read_json, write_folder, write_json};
 pub use gguf::{GgufFile, GgufTokenizer, SpecialToken};
 pub use hf::HfFolder;

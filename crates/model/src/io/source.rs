@@ -15,6 +15,15 @@ pub trait WeightSource: Send + Sync {
     /// Whether there is a tensor of that name.
     fn has_tensor(&self, name: &str) -> bool;
 
+    /// The names of all tensors, sorted.
+    fn tensor_names(&self) -> Vec<&str>;
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// When it is not there.
+    fn tensor_shape(&self, name: &str) -> Result<&[usize], IoError>;
+
     /// The values of a tensor of a given shape, row by row.
     ///
     /// # Errors

@@ -13,8 +13,8 @@ mod tests;
 
 pub use tokenizer::{GgufTokenizer, SpecialToken};
 
-use super::IoError;
 use super::hf::file_digest;
+use super::{IoError, WeightSource};
 use container::{Container, Tensor};
 use fedpipe_kernels::{MappedFile, map_file};
 use metadata::Metadata;
@@ -88,51 +88,6 @@ impl GgufFile {
         &self.path
     }
 
-    /// The configuration as Hugging Face's `config.json` of such a model has it.
-    pub fn config(&self) -> &Map<String, Value> {
-        &self.config
-    }
-
-    /// Whether there is a tensor of that name, such as `model.layers.0.self_attn.q_proj.weight`.
-    pub fn has_tensor(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    /// The names of all tensors, sorted.
-    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    /// The shape of a tensor, of a linear weight `[outputs, inputs]`.
-    ///
-    /// # Errors
-    /// When it is not there.
-    pub fn tensor_shape(&self, name: &str) -> Result<&[usize], IoError> {
-        Ok(&self.find(name)?.0.shape)
-    }
-
-    /// The values of a tensor of a given shape, row by row, blocks of integers multiplied out. The rows of query and key
-    /// come in Hugging Face's order, in which the first half of a head is rotated against the second.
-    ///
-    /// # Errors
-    /// When it is not there or has another shape.
-    pub fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, IoError> {
-        let (tensor, heads) = self.find(name)?;
-        if tensor.shape != shape {
-            let (expected, got) = (shape.to_vec(), tensor.shape.clone());
-            return Err(IoError::Shape { path: self.path.clone(), name: name.into(), expected, got });
-        }
-        let values = tensor
-            .format
-            .dequantise(&self.bytes[tensor.bytes.clone()])
-            .map_err(|e| IoError::gguf(&self.path, format!("the tensor `{name}` cannot be read: {e}")))?;
-        let columns = shape.iter().skip(1).product();
-        Ok(match heads {
-            Some(heads) => half_split(&values, heads, columns),
-            None => values,
-        })
-    }
-
     fn find(&self, name: &str) -> Result<(&Tensor, Option<usize>), IoError> {
         let stored = self.tensors.get(name);
         stored
@@ -165,6 +120,47 @@ impl GgufFile {
     /// When it cannot be read any more.
     pub fn fingerprint(&self) -> Result<String, IoError> {
         Ok(file_digest(&self.path)?.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+/// Linear weights are `[outputs, inputs]`, with blocks of integers multiplied out. The rows of query and key come in
+/// Hugging Face's order, in which the first half of a head is rotated against the second.
+impl WeightSource for GgufFile {
+    fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
+    fn has_tensor(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn tensor_names(&self) -> Vec<&str> {
+        self.tensors.keys().map(String::as_str).collect()
+    }
+
+    fn tensor_shape(&self, name: &str) -> Result<&[usize], IoError> {
+        Ok(&self.find(name)?.0.shape)
+    }
+
+    fn tensor_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, IoError> {
+        let (tensor, heads) = self.find(name)?;
+        if tensor.shape != shape {
+            let (expected, got) = (shape.to_vec(), tensor.shape.clone());
+            return Err(IoError::Shape { path: self.path.clone(), name: name.into(), expected, got });
+        }
+        let values = tensor
+            .format
+            .dequantise(&self.bytes[tensor.bytes.clone()])
+            .map_err(|e| IoError::gguf(&self.path, format!("the tensor `{name}` cannot be read: {e}")))?;
+        let columns = shape.iter().skip(1).product();
+        Ok(match heads {
+            Some(heads) => half_split(&values, heads, columns),
+            None => values,
+        })
     }
 }
 

@@ -74,7 +74,7 @@ fn a_small_model_is_read_as_transformers_reads_it() {
     let expected = json("tiny.json");
     check(&file, &expected);
     let names: Vec<&String> = expected["tensors"].as_object().unwrap().keys().collect();
-    assert_eq!(file.tensor_names().count(), names.len());
+    assert_eq!(file.tensor_names().len(), names.len());
     assert!(names.iter().all(|name| file.has_tensor(name)) && !file.has_tensor("token_embd.weight"));
     let error = file.tensor_f32("model.norm.weight", &[31]).unwrap_err().to_string();
     assert!(error.ends_with("the tensor `model.norm.weight` is [32], but [31] is needed"), "{error}");
