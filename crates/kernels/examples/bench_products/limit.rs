@@ -69,6 +69,36 @@ impl fmt::Display for Instruction {
     }
 }
 
+/// How fast the memory is read by all threads at once, in GB/s: what bounds products of few rows.
+pub struct Memory {
+    /// Far more than the caches hold.
+    values: Vec<f32>,
+    pub gb_s: f64,
+}
+
+impl Memory {
+    pub fn new() -> Self {
+        Self { values: vec![1.0; 1 << 26], gb_s: 0.0 }
+    }
+
+    /// Reads once; keeps the better figure.
+    pub fn measure(&mut self) {
+        const LANES: usize = 64;
+        let values = &self.values;
+        let start = Instant::now();
+        rayon::broadcast(|thread| {
+            let share = values.len() / thread.num_threads();
+            let own = &values[thread.index() * share..][..share];
+            let mut sums = [0f32; LANES];
+            for piece in own.as_chunks::<LANES>().0 {
+                sums.iter_mut().zip(piece).for_each(|(sum, value)| *sum += value);
+            }
+            black_box(sums);
+        });
+        self.gb_s = self.gb_s.max(size_of_val(values.as_slice()) as f64 / start.elapsed().as_secs_f64() / 1e9);
+    }
+}
+
 /// The fastest that each instruction was seen. Measured again and again beside the products: the clock drifts.
 #[derive(Clone, Default)]
 pub struct Limits(Vec<(Instruction, f64)>);

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use fedpipe_kernels::{CodeBook, FrozenMatrix, Path, pack_codes};
 
-use limit::{Instruction, Limits};
+use limit::{Instruction, Limits, Memory};
 use options::Options;
 use report::{Direction, Row, Who};
 
@@ -49,15 +49,20 @@ fn main() -> ExitCode {
     let path = Path::active();
     println!("{}, {} threads, path {path}", report::processor(), rayon::current_num_threads());
     let mut limits = Limits::default();
+    let mut memory = Memory::new();
     let mut rows = Vec::new();
     if options.limit_only {
-        (0..options.rounds).for_each(|_| measure_all(&mut limits, path));
+        (0..options.rounds).for_each(|_| {
+            measure_all(&mut limits, path);
+            memory.measure();
+        });
     } else {
         report::print_header();
         for model in MODELS.iter().filter(|model| options.models.contains(&model.name)) {
             for &shape in model.shapes {
                 let mut bench = Bench::new(model.name, shape, path, &options);
                 for &tokens in &options.tokens {
+                    memory.measure();
                     let found = bench.measure(tokens, options.rounds);
                     report::print_rows(&found);
                     rows.extend(found);
@@ -65,11 +70,11 @@ fn main() -> ExitCode {
             }
         }
         measure_all(&mut limits, path);
-        report::print_summary(&rows);
+        report::print_summary(&rows, memory.gb_s);
     }
-    report::print_limits(&limits);
+    report::print_limits(&limits, memory.gb_s);
     let Some(file) = options.json else { return ExitCode::SUCCESS };
-    match std::fs::write(&file, report::json(path, &limits, &rows)) {
+    match std::fs::write(&file, report::json(path, &limits, memory.gb_s, &rows)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cannot write {}: {error}", file.display());
@@ -113,6 +118,7 @@ impl Bench {
             let ours = |store, matrix| Case { who: Who::Fedpipe, path, store, matrix: Some(matrix) };
             cases.push(f32_on(path));
             cases.push(ours("bf16", FrozenMatrix::bf16(rows, columns, &weights)));
+            cases.push(ours("int8", FrozenMatrix::int8(rows, columns, &weights)));
             cases.push(ours("nf4", nf4(rows, columns)));
         }
         if let Some(path) = peer::path() {
@@ -169,6 +175,7 @@ impl Bench {
             store: case.store,
             direction,
             gflops: 2.0 * (tokens * rows * columns) as f64 / took.as_secs_f64() / 1e9,
+            weights_gb_s: case.bytes(&self.weights) as f64 / took.as_secs_f64() / 1e9,
             limit_gflops: limits.gflops(case.instruction()),
         };
         let cases = self.cases.iter().zip(best);
@@ -183,6 +190,11 @@ impl Bench {
 impl Case {
     fn instruction(&self) -> Instruction {
         Instruction::of(self.path, self.store == "f32")
+    }
+
+    /// Of the weights, as stored.
+    fn bytes(&self, weights: &[f32]) -> usize {
+        self.matrix.as_ref().map_or(size_of_val(weights), FrozenMatrix::bytes)
     }
 
     fn forward(&self, x: &[f32], weights: &[f32], (_, columns): (usize, usize), y: &mut [f32]) {

@@ -20,7 +20,7 @@ impl Options {
     pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self {
             models: MODELS.iter().map(|model| model.name).collect(),
-            tokens: vec![64, 512, 2048],
+            tokens: vec![1, 8, 64, 512, 2048],
             rounds: 6,
             limit_only: false,
             peer_only: false,

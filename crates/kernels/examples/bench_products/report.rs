@@ -54,6 +54,8 @@ pub struct Row {
     pub direction: Direction,
     pub gflops: f64,
     pub limit_gflops: f64,
+    /// Stored weights over time: what counts where few tokens read each weight once.
+    pub weights_gb_s: f64,
 }
 
 impl Row {
@@ -77,15 +79,15 @@ impl Row {
 
 pub fn print_header() {
     println!(
-        "{:<12} {:>9} {:>6} {:<5} {:<7} {:<10} {:<5} {:>9} {:>9} {:>6}",
-        "model", "[out,in]", "tokens", "", "who", "path", "store", "GFLOP/s", "limit", "share"
+        "{:<12} {:>9} {:>6} {:<5} {:<7} {:<10} {:<5} {:>9} {:>9} {:>6} {:>7}",
+        "model", "[out,in]", "tokens", "", "who", "path", "store", "GFLOP/s", "limit", "share", "GB/s"
     );
 }
 
 pub fn print_rows(rows: &[Row]) {
     for row in rows {
         println!(
-            "{:<12} {:>9} {:>6} {:<5} {:<7} {:<10} {:<5} {:>9.1} {:>9.1} {:>6.2}",
+            "{:<12} {:>9} {:>6} {:<5} {:<7} {:<10} {:<5} {:>9.1} {:>9.1} {:>6.2} {:>7.1}",
             row.model,
             format!("{}x{}", row.rows, row.columns),
             row.tokens,
@@ -95,25 +97,27 @@ pub fn print_rows(rows: &[Row]) {
             row.store,
             row.gflops,
             row.limit_gflops,
-            row.share()
+            row.share(),
+            row.weights_gb_s
         );
     }
 }
 
-pub fn print_limits(limits: &Limits) {
+pub fn print_limits(limits: &Limits, memory_gb_s: f64) {
     for (instruction, gflops) in limits.iter() {
         println!("limit: {gflops:.1} GFLOP/s ({instruction})");
     }
+    println!("limit: {memory_gb_s:.1} GB/s (reading memory)");
 }
 
-pub fn print_summary(rows: &[Row]) {
-    for (name, value) in summary(rows) {
+pub fn print_summary(rows: &[Row], memory_gb_s: f64) {
+    for (name, value) in summary(rows, memory_gb_s) {
         println!("{name}: {value:.3}");
     }
 }
 
 /// The figures that one looks at first, in order; those that nothing was measured for are left out.
-fn summary(rows: &[Row]) -> Vec<(String, f64)> {
+fn summary(rows: &[Row], memory_gb_s: f64) -> Vec<(String, f64)> {
     let mut lines = Vec::new();
     let mut add = |name: String, values: Vec<f64>, pick: fn(Vec<f64>) -> f64| {
         if !values.is_empty() {
@@ -139,9 +143,22 @@ fn summary(rows: &[Row]) -> Vec<(String, f64)> {
         add(format!("{store}, tokens >= 512: median time over bf16's"), times(), median);
         add(format!("{store}, tokens >= 512: most time over bf16's"), times(), most);
     }
+    // Weights that no cache holds.
+    let far = |row: &&Row| row.rows * row.columns >= 1 << 24;
+    for (store, tokens) in ["f32", "bf16", "int8", "nf4"].into_iter().flat_map(|store| [(store, 1), (store, 8)]) {
+        let forward = |row: &&Row| row.who == Who::Fedpipe && row.direction == Direction::Forward && row.store == store;
+        let path = rows.first().map(|row| row.path);
+        let own = rows.iter().filter(forward).filter(far).filter(|row| row.tokens == tokens && Some(row.path) == path);
+        let shares = own.map(|row| row.weights_gb_s / memory_gb_s).collect();
+        add(
+            format!("{store}, {tokens} tokens, x·Wᵀ of 2^24 weights: median share of the memory's speed"),
+            shares,
+            median,
+        );
+    }
     if let Some(path) = rows.iter().find(|row| row.who == Who::Gemm).map(|row| row.path) {
         let ratios = || {
-            let peers = rows.iter().filter(|row| row.who == Who::Gemm);
+            let peers = rows.iter().filter(|row| row.who == Who::Gemm && row.tokens >= 64);
             let ratio = |peer: &Row| {
                 let ours = rows.iter().find(|ours| {
                     ours.who == Who::Fedpipe && ours.store == "f32" && ours.path == path && ours.same_product(peer)
@@ -150,8 +167,8 @@ fn summary(rows: &[Row]) -> Vec<(String, f64)> {
             };
             peers.filter_map(ratio).collect::<Vec<_>>()
         };
-        add(format!("f32 over the gemm crate, instructions of {path}: least ratio"), ratios(), least);
-        add(format!("f32 over the gemm crate, instructions of {path}: median ratio"), ratios(), median);
+        add(format!("f32 over the gemm crate, instructions of {path}, tokens >= 64: least ratio"), ratios(), least);
+        add(format!("f32 over the gemm crate, instructions of {path}, tokens >= 64: median ratio"), ratios(), median);
     }
     lines
 }
@@ -171,27 +188,28 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Everything, for `bench/run.py`.
-pub fn json(path: Path, limits: &Limits, rows: &[Row]) -> String {
+pub fn json(path: Path, limits: &Limits, memory_gb_s: f64, rows: &[Row]) -> String {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let row = |row: &Row| {
         json!({
             "model": row.model, "rows": row.rows, "columns": row.columns, "tokens": row.tokens,
             "direction": match row.direction { Direction::Forward => "forward", Direction::Backward => "backward" },
             "who": row.who.to_string(), "path": row.path.name(), "store": row.store,
-            "gflops": row.gflops, "limit_gflops": row.limit_gflops, "share": row.share(),
+            "gflops": row.gflops, "weights_gb_s": row.weights_gb_s, "limit_gflops": row.limit_gflops, "share": row.share(),
         })
     };
     let object = |pairs: &mut dyn Iterator<Item = (String, f64)>| {
         Value::Object(pairs.map(|(name, value)| (name, value.into())).collect())
     };
     let limits = object(&mut limits.iter().map(|(instruction, gflops)| (instruction.to_string(), gflops)));
-    let summary = object(&mut summary(rows).into_iter());
+    let summary = object(&mut summary(rows, memory_gb_s).into_iter());
     let all = json!({
         "unix_time_s": since_1970.as_secs(),
         "processor": processor(),
         "threads": rayon::current_num_threads(),
         "path": path.name(),
         "limit_gflops": limits,
+        "memory_gb_s": memory_gb_s,
         "summary": summary,
         "products": rows.iter().map(row).collect::<Vec<_>>(),
     });

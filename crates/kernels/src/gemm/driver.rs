@@ -343,8 +343,14 @@ impl Chunk<'_> {
     fn jobs<E>(&self, outputs: &[Output<'_, E>], parallel: bool) -> Vec<Job> {
         let panels = self.panel_count();
         let column_jobs: usize = outputs.iter().map(|output| output.columns.div_ceil(JOB_COLUMNS)).sum();
-        let wanted = if parallel { 3 * rayon::current_num_threads() } else { 1 };
-        let row_jobs = wanted.div_ceil(column_jobs.max(1)).clamp(1, panels);
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let least = (if parallel { 3 * threads } else { 1 }).div_ceil(column_jobs.max(1));
+        // Cut once more where the last jobs would leave threads idle for more than a twentieth of the time.
+        let even = |row_jobs: &usize| {
+            let jobs = column_jobs * row_jobs;
+            jobs * 20 >= jobs.next_multiple_of(threads) * 19
+        };
+        let row_jobs = (least..least + threads).find(even).unwrap_or(least).clamp(1, panels);
         let mut jobs = Vec::with_capacity(column_jobs * row_jobs);
         for (output, columns) in outputs.iter().map(|output| output.columns).enumerate() {
             for first in (0..columns).step_by(JOB_COLUMNS) {

@@ -148,7 +148,7 @@ impl<F: Pooled, const PAIRS: bool> Dots<F> for Dots512<PAIRS> {
             super::avx512::dots::<ROWS, TOGETHER, PAIRS>(
                 x.map(|x| x.as_ptr().cast()),
                 w.map(|w| w.as_ptr().cast()),
-                len * size_of::<F>() / 2,
+                size_of_val(w[0]) / 2,
             )
         }
     }

@@ -16,6 +16,9 @@ const STRETCH: usize = 1024;
 /// Lanes of a cache line. Rows being transposed lie an odd number of lines apart, lest they all fall in one cache set.
 const LINE_LANES: usize = 16;
 
+/// Rows that are fetched ahead of the one that is read: pieces of rows lie too far apart for the processor to do it.
+const ROWS_AHEAD: usize = 16;
+
 /// A matrix that can be read by pieces of rows, whatever it is stored as.
 pub(crate) trait Rows: Sync {
     /// Reads `columns` of `row` as f32.
@@ -162,6 +165,9 @@ impl Operand<'_> {
         let mut halves = Scratch::<u16>::take(if kernel.pairs() { 2 * width } else { 0 });
         let step = if kernel.pairs() { 2 } else { 1 };
         for (p, row) in depth.clone().step_by(step).enumerate() {
+            if let Some(plain) = plain {
+                (row..row + step).for_each(|row| plain.fetch_ahead(row + ROWS_AHEAD, columns.clone()));
+            }
             let direct = match plain {
                 Some(Plain::F32(plain)) if !kernel.pairs() => Some(plain.lanes(row, columns.start, whole)),
                 _ => None,
@@ -192,8 +198,8 @@ impl Operand<'_> {
             for panel in panels {
                 let to = &mut to[panel.offset + p * panel.stride..][..panel.stride];
                 let from = &from[panel.start - start..][..panel.stride];
-                for (to, from) in to.chunks_exact_mut(GROUP).zip(from.chunks_exact(GROUP)) {
-                    to.copy_from_slice(from);
+                for (to, from) in to.as_chunks_mut::<GROUP>().0.iter_mut().zip(from.as_chunks().0) {
+                    *to = *from;
                 }
             }
         }
@@ -233,6 +239,14 @@ impl<'a> Plain<'a> {
         match self {
             Plain::F32(all) => Plain::F32(all.below(first)),
             Plain::Bf16(all) => Plain::Bf16(all.below(first)),
+        }
+    }
+
+    /// Brings a piece of a row into the cache, if there is such a row.
+    fn fetch_ahead(self, row: usize, columns: Range<usize>) {
+        match self {
+            Plain::F32(all) => all.fetch_ahead(row, columns),
+            Plain::Bf16(all) => all.fetch_ahead(row, columns),
         }
     }
 
@@ -280,6 +294,17 @@ impl<'a> Strided<'a, bf16> {
 }
 
 impl<'a, E: Element> Strided<'a, E> {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no such instruction in stable Rust"))]
+    fn fetch_ahead(self, row: usize, columns: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        for column in columns.step_by(LINE_LANES * size_of::<u32>() / size_of::<E>()) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let address = self.data.as_ptr().wrapping_add(row * self.row_stride + column);
+            // SAFETY: SSE is in every x86-64, and any address may be asked for.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        }
+    }
+
     fn below(self, first: usize) -> Self {
         Self { data: &self.data[first * self.row_stride..], ..self }
     }
