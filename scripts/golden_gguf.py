@@ -6,6 +6,7 @@ Usage: PYTHONPATH=.venv-golden .venv-interop/bin/python scripts/golden_gguf.py  
     crates/testkit/fixtures/gguf/blocks.json   blocks of random bytes in every format, and their values by `gguf`
     crates/testkit/fixtures/gguf/tiny.gguf     a Llama of one layer and 32 hidden values, tensors in many formats
     crates/testkit/fixtures/gguf/tiny.json     its configuration and tensors as transformers reads them
+    crates/testkit/fixtures/gguf/rope.json     Llama 3's rotary scaling as its files store it
     crates/testkit/fixtures/gguf/smollm2.json  of assets/models/SmolLM2-135M-Instruct-GGUF: configuration, the sums and
                                                a few values of some tensors, and tokens of the texts below
 
@@ -23,9 +24,10 @@ import gguf
 import numpy as np
 import regex
 from gguf import GGMLQuantizationType as Type
-from tokenizers import normalizers, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Regex, normalizers, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,10 +202,6 @@ def smollm2():
         rows.append({"text": text, "ids": plain.encode(text)})
     out["tokens"] = rows
     out["special"] = {name: [getattr(tokenizer, name), getattr(tokenizer, f"{name}_id")] for name in ("bos_token", "eos_token")}
-    split = lambda pattern: pre_tokenizers.Sequence([
-        pre_tokenizers.Split(pattern_of(pattern), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
     llama3 = TikTokenConverter.__init__.__defaults__[1]
     out["pieces"] = {
         "qwen2": [[p for p, _ in split(QWEN2).pre_tokenize_str(normalizers.NFC().normalize_str(t))] for t in TEXTS],
@@ -212,10 +210,20 @@ def smollm2():
     return out
 
 
-def pattern_of(pattern):
-    from tokenizers import Regex
+def split(pattern):
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), bytes_])
 
-    return Regex(pattern)
+
+def rope(head_dim, theta, factor):
+    """Llama 3's divisors of the rotary frequencies, as its converter stores them."""
+    scaling = {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 8192
+    config = LlamaConfig(hidden_size=head_dim, num_attention_heads=1, rope_parameters=scaling)
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")
+    plain = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    divisors = (plain / frequencies.double().numpy()).astype(np.float32)
+    return {"head_dim": head_dim, "theta": theta, "factor": factor, "bits": [int(b) for b in divisors.view(np.uint32)]}
 
 
 def main():
@@ -223,6 +231,7 @@ def main():
     write("blocks.json", blocks())
     tiny(FIXTURES / "tiny.gguf")
     write("tiny.json", model(FIXTURES / "tiny.gguf", None, 40))
+    write("rope.json", [rope(64, 500000.0, 32.0), rope(128, 500000.0, 8.0)])
     write("smollm2.json", smollm2())
 
 

@@ -41,8 +41,10 @@ pub enum Prompt {
 
 /// A chat template: how a conversation becomes one text.
 ///
-/// Templates come with models, that is from strangers: one can neither read anything but the conversation, nor run or
-/// grow for long.
+/// Templates come with models. One can read nothing but the conversation, and loops, recursion and text are bounded by
+/// fuel. What minijinja does not bound is how lists nest: a template written for it (a list that holds itself, or is
+/// doubled thirty times) can overflow the stack or run for minutes, so a template needs as much trust as a program that
+/// may crash, though not more.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,

@@ -113,7 +113,7 @@ fn rope_scaling(
 
 /// Llama 3's scaling is stored as its result, a divisor for each frequency: the factor is the largest of them, and with
 /// it the known recipe has to give all others (transformers, `modeling_rope_utils.py`).
-fn llama3_scaling(divisors: &[f32], theta: f64, head_dim: usize) -> Result<Value, String> {
+pub(super) fn llama3_scaling(divisors: &[f32], theta: f64, head_dim: usize) -> Result<Value, String> {
     let (low, high, original) = LLAMA3_ROPE;
     let factor = f64::from(divisors.iter().copied().fold(0.0, f32::max));
     let divisor = |pair: usize| {

@@ -89,6 +89,24 @@ fn the_real_model_is_read_as_transformers_reads_it() {
 }
 
 #[test]
+fn llama_3s_rotary_scaling_is_recognised_and_nothing_else() {
+    for case in json("rope.json").as_array().unwrap() {
+        let mut divisors: Vec<f32> =
+            numbers(&case["bits"]).into_iter().map(|bits| f32::from_bits(bits as u32)).collect();
+        let (theta, head_dim) = (case["theta"].as_f64().unwrap(), case["head_dim"].as_u64().unwrap() as usize);
+        let scaling = config::llama3_scaling(&divisors, theta, head_dim).unwrap();
+        assert_eq!(scaling["rope_type"], "llama3");
+        // The fixture's divisors are quotients of f32, a rounding off the factor that a file holds.
+        let (factor, expected) = (scaling["factor"].as_f64().unwrap(), case["factor"].as_f64().unwrap());
+        assert!((factor / expected - 1.0).abs() < 1e-6, "{factor}, {expected}");
+        divisors[head_dim / 4] *= 1.01;
+        assert!(config::llama3_scaling(&divisors, theta, head_dim).unwrap_err().contains("follows no recipe"));
+        assert!(config::llama3_scaling(&divisors[1..], theta, head_dim).is_err());
+    }
+    assert!(config::llama3_scaling(&[1.0; 32], 1e4, 64).unwrap().is_null());
+}
+
+#[test]
 fn the_real_tokenizer_gives_the_reference_tokens() {
     let Some(file) = real() else { return };
     let expected = json("smollm2.json");
