@@ -15,7 +15,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// The extension belongs to no reader.
-    #[error("{}: no reader for this kind of file; use one of {}", path.display(), super::EXTENSIONS.map(|e| format!(".{e}")).join(", "))]
+    #[error("{}: no reader for this kind of file; use one of {}; all but .parquet may be compressed, with {} after that", path.display(), listed(&super::EXTENSIONS), listed(&super::COMPRESSIONS))]
     Extension {
         /// The file.
         path: PathBuf,
@@ -120,6 +120,10 @@ pub enum DataError {
 
 fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map_or_else(String::new, |name| format!(" (did you mean `{name}`?)"))
+}
+
+fn listed(extensions: &[&str]) -> String {
+    extensions.iter().map(|extension| format!(".{extension}")).collect::<Vec<_>>().join(", ")
 }
 
 fn quoted(names: &[String]) -> String {

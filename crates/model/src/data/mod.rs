@@ -16,4 +16,7 @@ pub use encode::TextEncoder;
 pub use error::DataError;
 pub use labels::Labels;
 pub use prompt::PromptTemplate;
-pub use read::{Columns, EXTENSIONS, Example, MAX_RECORD_BYTES, Origin, read, read_all};
+pub use read::{
+    COMPRESSIONS, Columns, EXTENSIONS, Example, MAX_RECORD_BYTES, OnBadRecord, Origin, Records, read, read_all,
+    read_records,
+};

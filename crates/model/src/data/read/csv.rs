@@ -1,32 +1,45 @@
 //! Comma-separated values, RFC 4180.
 
-use super::{Columns, Example, MAX_RECORD_BYTES, Origin, Places, example, io_error};
+use super::source::open;
+use super::{Columns, Example, MAX_RECORD_BYTES, Origin, Places, Sink, example, io_error};
 use crate::data::DataError;
 use ::csv::{ByteRecord, ErrorKind, ReaderBuilder, StringRecord};
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-pub(super) fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
     let mut records = Records::open(path)?;
-    let Some((header, origin)) = records.next()? else { return Ok(vec![]) };
+    let Some((header, origin)) = records.next()?.transpose()? else { return Ok(()) };
     let places = Places::of(columns, &header.iter().collect::<Vec<_>>(), &origin)?;
-    let mut examples = Vec::new();
-    while let Some((record, origin)) = records.next()? {
-        let (width, found) = (header.len(), record.len());
-        if found != width {
-            return Err(origin.malformed(format!(
-                "the header has {width} columns, but this record has {found}; a text with a comma, a quote or a line \
-                 break must be in quotes"
-            )));
-        }
-        let field = |place: usize| record[place].to_owned();
-        let (label, site) = (places.label.map(field), places.site.map(field));
-        examples.push(example(columns, origin, field(places.text), label, site)?);
+    while let Some(record) = records.next()? {
+        let found = record.and_then(|(record, origin)| from_record(columns, &places, header.len(), &record, origin));
+        sink.take(found)?;
     }
-    Ok(examples)
+    Ok(())
 }
+
+fn from_record(
+    columns: &Columns,
+    places: &Places,
+    width: usize,
+    record: &StringRecord,
+    origin: Origin,
+) -> Result<Example, DataError> {
+    let found = record.len();
+    if found != width {
+        return Err(origin.malformed(format!(
+            "the header has {width} columns, but this record has {found}; a text with a comma, a quote or a line \
+             break must be in quotes"
+        )));
+    }
+    let field = |place: usize| record[place].to_owned();
+    let (label, site) = (places.label.map(field), places.site.map(field));
+    example(columns, origin, field(places.text), label, site)
+}
+
+/// A record and where it begins; the error is about that record alone.
+type Record = Result<(StringRecord, Origin), DataError>;
 
 /// Records, each bounded in length, with the line that each begins on.
 struct Records {
@@ -36,13 +49,15 @@ struct Records {
 
 impl Records {
     fn open(path: &Path) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(io_error(path))?;
-        let source = Source { file, allowance: 0, bytes: 0, line: 1, fresh: true, starts: VecDeque::new() };
+        let source =
+            Source { file: open(path)?, allowance: 0, bytes: 0, line: 1, fresh: true, starts: VecDeque::new() };
         let reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(source);
         Ok(Self { reader, start: Origin::new(path, 1) })
     }
 
-    fn next(&mut self) -> Result<Option<(StringRecord, Origin)>, DataError> {
+    /// The next record; `None` at the end. After a record that is too long nothing can be read: where it ends is not
+    /// known.
+    fn next(&mut self) -> Result<Option<Record>, DataError> {
         let mut record = ByteRecord::new();
         let begin = self.reader.position().byte();
         self.reader.get_mut().allowance = MAX_RECORD_BYTES;
@@ -51,8 +66,8 @@ impl Records {
         match read.map_err(|error| error.into_kind()) {
             Ok(false) => Ok(None),
             Ok(true) => match StringRecord::from_byte_record(record) {
-                Ok(record) => Ok(Some((record, origin))),
-                Err(_) => Err(DataError::NotUtf8 { origin }),
+                Ok(record) => Ok(Some(Ok((record, origin)))),
+                Err(_) => Ok(Some(Err(DataError::NotUtf8 { origin }))),
             },
             Err(ErrorKind::Io(source)) if source.kind() == io::ErrorKind::FileTooLarge => Err(origin
                 .malformed(format!("the record is longer than {MAX_RECORD_BYTES} bytes; is a quote left open there?"))),
@@ -65,7 +80,7 @@ impl Records {
 /// The file's bytes, no more than an allowance for each record. It notes where lines that are not blank begin, since
 /// the position that the parser reports for a record may still be on the end of the line before it.
 struct Source {
-    file: File,
+    file: Box<dyn Read>,
     /// How many more bytes may be read.
     allowance: usize,
     /// Bytes read so far.

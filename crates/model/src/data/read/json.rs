@@ -1,45 +1,45 @@
 //! JSON: one object a line, or an array of objects.
 
+use super::source::open;
 use super::text::{Lines, without_mark};
-use super::{Columns, Example, Origin, example, io_error, missing_column};
+use super::{Columns, Example, Origin, Sink, example, io_error, missing_column};
 use crate::data::DataError;
 use serde_json::{Map, Value};
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 /// Largest array file that is read; lines have no such bound, since they are read one by one.
 const MAX_ARRAY_BYTES: u64 = 1 << 30;
 
-pub(super) fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
-    if is_array(path)? { read_array(path, columns) } else { read_lines(path, columns) }
+pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
+    if is_array(path)? { read_array(path, columns, sink) } else { read_lines(path, columns, sink) }
 }
 
 /// Whether the first character that is not blank opens an array.
 fn is_array(path: &Path) -> Result<bool, DataError> {
     let mut start = Vec::new();
-    File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start)).map_err(io_error(path))?;
+    open(path)?.take(4096).read_to_end(&mut start).map_err(io_error(path))?;
     Ok(without_mark(&start).trim_ascii_start().starts_with(b"["))
 }
 
-fn read_lines(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+fn read_lines(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
     let mut lines = Lines::open(path)?;
-    let mut examples = Vec::new();
-    while let Some((line, origin)) = lines.next()? {
-        if line.trim().is_empty() {
+    while let Some(line) = lines.next()? {
+        if matches!(line, Ok((line, _)) if line.trim().is_empty()) {
             continue;
         }
-        let value = serde_json::from_str(line).map_err(|e| origin.malformed(format!("not JSON: {e}")))?;
-        examples.push(from_object(columns, value, origin)?);
+        sink.take(line.and_then(|(line, origin)| {
+            let value = serde_json::from_str(line).map_err(|e| origin.malformed(format!("not JSON: {e}")))?;
+            from_object(columns, value, origin)
+        }))?;
     }
-    Ok(examples)
+    Ok(())
 }
 
-fn read_array(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+fn read_array(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
     let start = Origin::new(path, 1);
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(io_error(path))?;
-    let read = file.take(MAX_ARRAY_BYTES + 1).read_to_end(&mut bytes).map_err(io_error(path))?;
+    let read = open(path)?.take(MAX_ARRAY_BYTES + 1).read_to_end(&mut bytes).map_err(io_error(path))?;
     if read as u64 > MAX_ARRAY_BYTES {
         return Err(start.malformed(format!(
             "the array is larger than {MAX_ARRAY_BYTES} bytes; write one object a line into a .jsonl file instead"
@@ -52,8 +52,8 @@ fn read_array(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError>
         // A line of the file, unlike the elements below.
         start.at(e.line() as u64).malformed(format!("not JSON: {e}"))
     })?;
-    let numbered = values.into_iter().zip(1..);
-    numbered.map(|(value, element)| from_object(columns, value, start.at(element))).collect()
+    let mut numbered = values.into_iter().zip(1..);
+    numbered.try_for_each(|(value, element)| sink.take(from_object(columns, value, start.at(element))))
 }
 
 fn from_object(columns: &Columns, value: Value, origin: Origin) -> Result<Example, DataError> {

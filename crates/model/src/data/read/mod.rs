@@ -2,15 +2,22 @@
 //!
 //! TSV is plain: a tab separates, a line ends a record, and nothing is quoted, so a text that contains quotes is read as
 //! it is. CSV follows RFC 4180. JSON is an array of objects or, like JSONL, one object a line. Parquet needs flat
-//! columns. Text is UTF-8; a byte-order mark is skipped, as are blank lines.
+//! columns. Text is UTF-8; a byte-order mark is skipped, as are blank lines. All but Parquet may be compressed: `.gz` or
+//! `.zst` follows the extension.
 
 mod csv;
 mod json;
 mod parquet;
+mod sink;
+mod source;
 mod text;
 mod tsv;
 
+pub use sink::{OnBadRecord, Records};
+pub use source::COMPRESSIONS;
+
 use super::DataError;
+use sink::Sink;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,19 +98,26 @@ pub struct Example {
 /// # Errors
 /// [`DataError`] with the file and, where there is one, the line.
 pub fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
-    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    Ok(read_records(path, columns, OnBadRecord::Error)?.examples)
+}
+
+/// The examples of one file, with a choice for records that cannot be used.
+///
+/// # Errors
+/// As [`read`]. Where bad records are skipped: when the file itself cannot be read, such as without a column of its
+/// header, or when not one record can be used, with what is wrong with the first.
+pub fn read_records(path: &Path, columns: &Columns, on_bad: OnBadRecord) -> Result<Records, DataError> {
+    let (extension, compressed) = source::extension(path);
     let read = match extension.as_deref() {
         Some("tsv") => tsv::read,
         Some("csv") => csv::read,
         Some("jsonl" | "ndjson" | "json") => json::read,
-        Some("parquet") => parquet::read,
+        Some("parquet") if !compressed => parquet::read,
         _ => return Err(DataError::Extension { path: path.into() }),
     };
-    let examples = read(path, columns)?;
-    if examples.is_empty() {
-        return Err(DataError::NoExamples { path: path.into() });
-    }
-    Ok(examples)
+    let mut sink = Sink::new(on_bad);
+    read(path, columns, &mut sink)?;
+    sink.finish(path)
 }
 
 /// The examples of several files, one file after the other.

@@ -1,6 +1,6 @@
 //! Parquet, through the record interface: no Arrow.
 
-use super::{Columns, Example, Origin, Places, example, io_error};
+use super::{Columns, Example, Origin, Places, Sink, example, io_error};
 use crate::data::DataError;
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
@@ -12,14 +12,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-pub(super) fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
     let file = File::open(path).map_err(io_error(path))?;
     // The decoder panics on some damaged files (parquet 60).
-    catch_unwind(AssertUnwindSafe(|| read_rows(file, path, columns)))
+    catch_unwind(AssertUnwindSafe(|| read_rows(file, path, columns, sink)))
         .unwrap_or_else(|_| Err(Origin::new(path, 1).malformed("not a Parquet file that can be read: it is broken")))
 }
 
-fn read_rows(file: File, path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
+fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
     let start = Origin::new(path, 1);
     let broken =
         |origin: &Origin, e: ParquetError| origin.malformed(format!("not a Parquet file that can be read: {e}"));
@@ -36,20 +36,24 @@ fn read_rows(file: File, path: &Path, columns: &Columns) -> Result<Vec<Example>,
     let projection = Type::group_type_builder(schema.name()).with_fields(wanted).build();
     let rows = RowIter::from_file(Some(projection.map_err(|e| broken(&start, e))?), &reader);
     let rows = rows.map_err(|e| broken(&start, e))?;
-    let mut examples = Vec::new();
     for (row, number) in rows.zip(1..) {
         let origin = start.at(number);
-        let mut fields = row.map_err(|e| broken(&origin, e))?.into_columns();
-        let mut take = |column: &str| {
-            let place = fields.iter().position(|(name, _)| name == column);
-            word(place.map(|i| fields.swap_remove(i).1), column, &origin)
-        };
-        let site = columns.site.as_deref().map(&mut take).transpose()?;
-        let label = columns.label.as_deref().map(&mut take).transpose()?;
-        let text = take(&columns.text)?;
-        examples.push(example(columns, origin, text, label, site)?);
+        // A row that cannot be decoded says nothing of where the next one is.
+        let fields = row.map_err(|e| broken(&origin, e))?.into_columns();
+        sink.take(from_fields(columns, fields, origin))?;
     }
-    Ok(examples)
+    Ok(())
+}
+
+fn from_fields(columns: &Columns, mut fields: Vec<(String, Field)>, origin: Origin) -> Result<Example, DataError> {
+    let mut take = |column: &str| {
+        let place = fields.iter().position(|(name, _)| name == column);
+        word(place.map(|i| fields.swap_remove(i).1), column, &origin)
+    };
+    let site = columns.site.as_deref().map(&mut take).transpose()?;
+    let label = columns.label.as_deref().map(&mut take).transpose()?;
+    let text = take(&columns.text)?;
+    example(columns, origin, text, label, site)
 }
 
 fn word(field: Option<Field>, column: &str, origin: &Origin) -> Result<String, DataError> {

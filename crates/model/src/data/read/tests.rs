@@ -199,7 +199,8 @@ fn an_unreadable_path_and_an_unknown_extension_say_what_to_do() {
     assert!(error.starts_with("cannot read nowhere/a.tsv: "), "{error}");
     assert_eq!(
         default_message("a.xlsx", ""),
-        "a.xlsx: no reader for this kind of file; use one of .tsv, .csv, .jsonl, .ndjson, .json, .parquet"
+        "a.xlsx: no reader for this kind of file; use one of .tsv, .csv, .jsonl, .ndjson, .json, .parquet; all \
+         but .parquet may be compressed, with .gz, .zst after that"
     );
 }
 
@@ -219,13 +220,108 @@ fn every_extension_in_the_table_has_a_reader() {
     }
 }
 
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, content).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstandard(content: &[u8]) -> Vec<u8> {
+    zstd::encode_all(content, 1).unwrap()
+}
+
+#[test]
+fn compressed_files_are_read_whole_even_if_they_are_several_joined() {
+    for (name, content) in [
+        ("a.tsv", "label\ttext\na\tb\nc\tgröße\n"),
+        ("a.csv", "label,text\na,b\nc,größe\n"),
+        ("a.jsonl", "{\"label\": \"a\", \"text\": \"b\"}\n{\"label\": \"c\", \"text\": \"größe\"}\n"),
+        ("a.json", "[{\"label\": \"a\", \"text\": \"b\"}, {\"label\": \"c\", \"text\": \"größe\"}]"),
+    ] {
+        let (first, second) = content.as_bytes().split_at(11);
+        let expected = pairs(&[("a", "b"), ("c", "größe")]);
+        assert_eq!(rows(&format!("{name}.gz"), [gzip(first), gzip(second)].concat()), expected, "{name}");
+        assert_eq!(rows(&format!("{name}.ZST"), [zstandard(first), zstandard(second)].concat()), expected, "{name}");
+    }
+    assert!(default_message("a.parquet.gz", "").starts_with("a.parquet.gz: no reader for this kind of file"));
+    assert!(default_message("a.gz", "").starts_with("a.gz: no reader for this kind of file"));
+}
+
+#[test]
+fn a_damaged_or_falsely_named_compressed_file_is_an_error() {
+    let content = "label\ttext\na\tb\n".repeat(50);
+    for (name, bytes) in [("a.tsv.gz", gzip(content.as_bytes())), ("a.tsv.zst", zstandard(content.as_bytes()))] {
+        let message = default_message(name, &bytes[..bytes.len() - 6]);
+        assert!(message.starts_with(&format!("cannot read {name}: ")), "{message}");
+        assert!(default_message(name, &content).starts_with(&format!("cannot read {name}: ")));
+    }
+}
+
+/// 200 MB of one line in 200 kB of file.
+#[test]
+fn a_long_line_in_a_compressed_file_is_refused_without_being_held() {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::copy(&mut std::io::Read::take(std::io::repeat(b'x'), 200_000_000), &mut encoder).unwrap();
+    let (_folder, path) = file("a.jsonl.gz", encoder.finish().unwrap());
+    let mut lines = text::Lines::open(&path).unwrap();
+    let error = lines.next().unwrap().unwrap().unwrap_err().to_string();
+    assert!(error.contains("a.jsonl.gz:1: the line is longer than"), "{error}");
+    assert!(lines.held_bytes() <= 2 * MAX_RECORD_BYTES, "{}", lines.held_bytes());
+    assert!(lines.next().unwrap().is_none(), "the rest of the line is passed over");
+}
+
+#[test]
+fn bad_records_are_skipped_and_counted_on_request() {
+    let long = "x".repeat(MAX_RECORD_BYTES + 10);
+    let json = [
+        b"{\"label\": 1, \"text\": \"first\"}\nnot JSON\n{\"label\": 1, \"text\": \"\xff\"}\n{\"label\": 1}\n"
+            .as_slice(),
+        long.as_bytes(),
+        b"\n{\"label\": 2, \"text\": \"last\"}\n",
+    ]
+    .concat();
+    let tsv = [b"label\ttext\n1\tfirst\n\tempty\n1\t\xff\nthree\tcells\there\n".as_slice(), b"2\tlast\n"].concat();
+    let csv = [b"label,text\n1,first\n,empty\n1,\xff\nthree,cells,here\n".as_slice(), b"2,last\n"].concat();
+    for (name, content, bad) in
+        [("a.jsonl", json, vec![2, 3, 4, 5]), ("a.tsv", tsv, vec![3, 4, 5]), ("a.csv", csv, vec![3, 4, 5])]
+    {
+        let (_folder, path) = file(name, &content);
+        let found = read_records(&path, &Columns::default(), OnBadRecord::Skip).unwrap();
+        let texts: Vec<&str> = found.examples.iter().map(|e| e.text.as_str()).collect();
+        assert_eq!((texts, found.skipped), (vec!["first", "last"], bad.len() as u64), "{name}");
+        for (reason, line) in found.reasons.iter().zip(&bad) {
+            assert!(reason.to_string().contains(&format!("{name}:{line}: ")), "{reason}");
+        }
+        let first = read_records(&path, &Columns::default(), OnBadRecord::Error).unwrap_err().to_string();
+        assert_eq!(first, found.reasons[0].to_string(), "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_an_error_even_if_records_are_skipped() {
+    let skip = |name: &str, content: &str| {
+        let (_folder, path) = file(name, content);
+        read_records(&path, &Columns::default(), OnBadRecord::Skip).map(|r| r.skipped).unwrap_err().to_string()
+    };
+    assert!(skip("a.tsv", "labels\ttext\na\tb\n").contains("there is no column `label`"));
+    assert!(skip("a.csv", "").contains("there are no examples"));
+    assert!(skip("a.jsonl", "no\nJSON\n").contains("a.jsonl:1: not JSON"), "the first reason, when nothing is left");
+    let open_quote = format!("label,text\na,b\na,\"{}", "x\n".repeat(MAX_RECORD_BYTES));
+    assert!(skip("a.csv", &open_quote).contains("a.csv:3: the record is longer than"));
+    let many = format!("label\ttext\na\tb\n{}", "bad\n".repeat(1000));
+    let (_folder, path) = file("a.tsv", many);
+    let found = read_records(&path, &Columns::default(), OnBadRecord::Skip).unwrap();
+    assert_eq!((found.skipped, found.reasons.len()), (1000, 10), "only the first reasons are kept");
+}
+
 proptest! {
     #[test]
     fn no_reader_panics_on_random_bytes(bytes: Vec<u8>, header in 0usize..3) {
         let start: &[u8] = [b"".as_slice(), b"label\ttext\n", b"label,text\n"][header];
-        for extension in EXTENSIONS {
+        for extension in EXTENSIONS.iter().map(|e| e.to_string()).chain(COMPRESSIONS.map(|e| format!("tsv.{e}"))) {
             let (_folder, path) = file(&format!("a.{extension}"), [start, &bytes].concat());
             let _ = read(&path, &Columns::default());
+            let _ = read_records(&path, &Columns::default(), OnBadRecord::Skip);
         }
     }
 

@@ -1,25 +1,40 @@
 //! Lines of a text file, each bounded in length and checked to be UTF-8.
 
+use super::source::open;
 use super::{DataError, MAX_RECORD_BYTES, Origin, io_error};
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 /// Reads a text file line by line.
 pub(super) struct Lines {
-    reader: BufReader<File>,
+    reader: BufReader<Box<dyn Read>>,
     buffer: Vec<u8>,
     origin: Origin,
+    /// Whether the rest of a line that is too long is still to be passed over.
+    within: bool,
 }
+
+/// A line and where it is; the error is about that line alone.
+pub(super) type Line<'a> = Result<(&'a str, Origin), DataError>;
 
 impl Lines {
     pub(super) fn open(path: &Path) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(io_error(path))?;
-        Ok(Self { reader: BufReader::new(file), buffer: Vec::new(), origin: Origin::new(path, 0) })
+        let reader = BufReader::new(open(path)?);
+        Ok(Self { reader, buffer: Vec::new(), origin: Origin::new(path, 0), within: false })
     }
 
-    /// The next line that is not blank, without its ending, and where it is; `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<(&str, Origin)>, DataError> {
+    /// Bytes that are set aside for a line.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.buffer.capacity()
+    }
+
+    /// The next line that is not blank, without its ending; `None` at the end. No more of a line than
+    /// [`MAX_RECORD_BYTES`] is in memory.
+    pub(super) fn next(&mut self) -> Result<Option<Line<'_>>, DataError> {
+        if std::mem::take(&mut self.within) {
+            self.reader.skip_until(b'\n').map_err(io_error(&self.origin.file))?;
+        }
         loop {
             self.origin.line += 1;
             self.buffer.clear();
@@ -29,15 +44,19 @@ impl Lines {
                 return Ok(None);
             }
             if bytes > MAX_RECORD_BYTES {
-                return Err(self.origin.malformed(format!("the line is longer than {MAX_RECORD_BYTES} bytes")));
+                self.within = self.buffer.last() != Some(&b'\n');
+                let error = self.origin.malformed(format!("the line is longer than {MAX_RECORD_BYTES} bytes"));
+                return Ok(Some(Err(error)));
             }
             if !content(&self.buffer, self.origin.line == 1).is_empty() {
                 break;
             }
         }
         let line = content(&self.buffer, self.origin.line == 1);
-        let text = std::str::from_utf8(line).map_err(|_| DataError::NotUtf8 { origin: self.origin.clone() })?;
-        Ok(Some((text, self.origin.clone())))
+        Ok(Some(match std::str::from_utf8(line) {
+            Ok(text) => Ok((text, self.origin.clone())),
+            Err(_) => Err(DataError::NotUtf8 { origin: self.origin.clone() }),
+        }))
     }
 }
 
