@@ -74,7 +74,7 @@ fn later_steps_allocate_no_activations() {
         pool.install(|| {
             train(training, &data, &work, Seed(3), &Stop::default(), &mut |_| large.push(HEAP.counted())).unwrap()
         });
-        assert!(large[0] > 20, "the first step allocates its buffers: {large:?}");
+        assert!(large[0] > 10, "the first step allocates its buffers: {large:?}");
         assert!(large[2..].iter().all(|&count| count == large[2]), "{format}: {large:?}");
     }
 }
