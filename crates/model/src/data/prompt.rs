@@ -37,8 +37,8 @@ impl PromptTemplate {
                 let begin = text.len();
                 text.push_str(completion);
                 text.push_str(end.as_deref().unwrap_or_default());
-                let answers = vec![begin..text.len()];
-                Ok(Conversation { text, answers })
+                let answer = begin..text.len();
+                Ok(Conversation { text, answers: Vec::from([answer]) })
             }
         }
     }
