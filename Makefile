@@ -18,7 +18,7 @@ MODEL := assets/models/all-MiniLM-L6-v2
 help: ## List the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: assets ## Fine-tune the demo model across four unequal silos (about four minutes on two cores, and building)
+demo: assets ## Fine-tune the demo model across four unequal silos (about three minutes on two cores, and building)
 	cargo build --release -p fedpipe
 	target/release/fedpipe run examples/r8.toml --output $(DEMO_RUN)
 	@echo
