@@ -4,6 +4,7 @@ use crate::{SiloId, WeightId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 /// How a silo stores the frozen base weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -84,6 +85,19 @@ impl ActivationFormat {
             Self::F32 => 4,
             Self::Bf16 => 2,
         }
+    }
+}
+
+/// By the name; the error lists all of them.
+impl FromStr for BaseFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = || Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|f| f.name() == name)
+            .ok_or_else(|| format!("no format {name}; there are {}", known()))
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a person types.
 
+use crate::config::names::TEMPLATES;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use fedpipe_core::BaseFormat;
 use std::path::PathBuf;
@@ -175,7 +177,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Prompts as questions in a chat, or plainly; auto is a chat where the model has a template for one
-    #[arg(long, default_value = "auto", value_parser = ["auto", "chat", "plain"])]
+    #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(TEMPLATES))]
     pub template: String,
     /// Tokens of a text at most
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -208,17 +210,11 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Format of the frozen weights: f32, bf16, int8, nf8, nf4, nf3 or nf2
-    #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = base_format)]
+    #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     pub base: BaseFormat,
     /// Print a line of JSON for every prompt: {"prompt": …, "completion": …}
     #[arg(long)]
     pub json: bool,
-}
-
-fn base_format(name: &str) -> Result<BaseFormat, String> {
-    let known = BaseFormat::ALL;
-    let names = || known.map(BaseFormat::name).join(", ");
-    known.into_iter().find(|format| format.name() == name).ok_or_else(|| format!("there are {}", names()))
 }
 
 /// `fedpipe export`

@@ -33,13 +33,9 @@ impl Task {
     /// Completing prompts, with a chat template or without; none leaves it to the model.
     ///
     /// # Errors
-    /// When the model cannot write, or lacks the template that is asked for.
+    /// As [`prompt_template`].
     pub fn instruct(base: &BaseModel, chat: Option<bool>) -> Result<Self, AppError> {
-        if base.outline().causal.is_none() {
-            let what = format!("a {} model cannot write, so it cannot complete prompts", base.model_type());
-            return Err(AppError::user(what).hint("take a decoder such as Llama, or task.kind = \"classification\""));
-        }
-        Ok(Self::Instruct(Box::new(base.files().prompt_template(chat)?)))
+        Ok(Self::Instruct(Box::new(prompt_template(base, chat)?)))
     }
 
     /// The texts with what is to be learnt of them.
@@ -76,4 +72,16 @@ impl Task {
             Self::Instruct(_) => AdapterTask::CausalLm,
         }
     }
+}
+
+/// How a model that writes reads prompts.
+///
+/// # Errors
+/// When the model cannot write, or lacks the chat template that is asked for.
+pub fn prompt_template(base: &BaseModel, chat: Option<bool>) -> Result<PromptTemplate, AppError> {
+    if base.outline().causal.is_none() {
+        let what = format!("a {} model cannot write, so it cannot complete prompts", base.model_type());
+        return Err(AppError::user(what).hint("take a decoder such as Llama, or task.kind = \"classification\""));
+    }
+    Ok(base.files().prompt_template(chat)?)
 }

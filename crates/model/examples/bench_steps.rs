@@ -74,7 +74,7 @@ impl Options {
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
             match argument.as_str() {
-                "--base" => options.base = format(&value()?)?,
+                "--base" => options.base = value()?.parse()?,
                 "--sort" => options.sort = true,
                 "--steps" => options.steps = value()?.parse()?,
                 "--batch" => options.batch = value()?.parse()?,
@@ -89,15 +89,6 @@ impl Options {
         }
         Ok(options)
     }
-}
-
-fn format(name: &str) -> Result<BaseFormat, String> {
-    let known = BaseFormat::ALL;
-    let names = || known.map(BaseFormat::name).join(", ");
-    known
-        .into_iter()
-        .find(|format| format.name() == name)
-        .ok_or_else(|| format!("no format {name}; there are {}", names()))
 }
 
 fn measure(options: &Options) -> Result<Value, Box<dyn Error>> {

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::adapter::Adapters;
 use crate::arch::Backbone;
 use crate::data::Dataset;
+use crate::metrics::{Confusion, TokenLoss};
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
 use crate::task::{Objective, classification_head};
@@ -83,19 +84,21 @@ pub fn evaluate(
     data: &Dataset,
 ) -> Result<Metrics, Error> {
     match objective {
-        Objective::Classification { head_module } => classified(&logits(encoder, head_module, adapter, data)?, data),
+        Objective::Classification { head_module } => {
+            Ok(classified(&logits(encoder, head_module, adapter, data)?, data))
+        }
         Objective::Language { .. } => written(encoder, objective, adapter, data),
     }
 }
 
-fn classified(logits: &[Vec<f32>], data: &Dataset) -> Result<Metrics, Error> {
-    let (mut right, mut loss) = (0usize, 0.0);
+fn classified(logits: &[Vec<f32>], data: &Dataset) -> Metrics {
+    let (mut classes, mut loss) = (Confusion::default(), 0.0);
     for (logits, &label) in logits.iter().zip(data.classes()) {
-        right += usize::from(most_probable(logits) == label as usize);
+        classes.add(most_probable(logits) as u32, label);
         loss += surprise(logits, label as usize);
     }
-    let examples = logits.len().max(1) as f64;
-    Ok(Metrics { accuracy: Some(right as f64 / examples), loss: loss / examples, examples: logits.len() as u64 })
+    let examples = classes.examples();
+    Metrics { accuracy: Some(classes.accuracy()), loss: loss / examples.max(1) as f64, examples }
 }
 
 fn written(encoder: &dyn Backbone, objective: &Objective, adapter: &Adapter, data: &Dataset) -> Result<Metrics, Error> {
@@ -103,17 +106,16 @@ fn written(encoder: &dyn Backbone, objective: &Objective, adapter: &Adapter, dat
     let loss = objective.loss(&BTreeMap::new())?;
     let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
     let indices: Vec<usize> = (0..data.len()).collect();
-    let (mut nats, mut counted) = (0.0, 0);
+    let mut total = TokenLoss::default();
     for part in indices.chunks(BATCH) {
         let texts = data.subset(part);
         let offsets: Offsets = texts.offsets.as_slice().into();
         let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference)?;
         let start = (0, encoder.embed(&mut *ops, &texts.ids, &offsets)?);
         let found = loss.of(&mut *ops, encoder, start, &texts)?;
-        nats += found.mean * found.counted as f64;
-        counted += found.counted;
+        total.add(found.mean * found.counted as f64, found.counted as u64);
     }
-    Ok(Metrics { accuracy: None, loss: nats / counted.max(1) as f64, examples: data.len() as u64 })
+    Ok(Metrics { accuracy: None, loss: total.mean(), examples: data.len() as u64 })
 }
 
 /// The first of the highest logits.

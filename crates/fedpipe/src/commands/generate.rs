@@ -1,11 +1,11 @@
 //! `fedpipe generate`
 
 use crate::cli::GenerateArgs;
-use crate::config::ModelSource;
+use crate::config::{ModelSource, chat};
 use crate::error::AppError;
 use crate::run_dir::RunDir;
 use crate::setup::open_model;
-use crate::task::Task;
+use crate::task::prompt_template;
 use crate::trained::Trained;
 use fedpipe_core::{Adapter, Seed};
 use fedpipe_model::BaseModel;
@@ -124,11 +124,6 @@ fn decoding(args: &GenerateArgs) -> Decoding {
 impl Model {
     fn open(args: &GenerateArgs) -> Result<Self, AppError> {
         let path = Path::new(&args.model);
-        let chat = match args.template.as_str() {
-            "chat" => Some(true),
-            "plain" => Some(false),
-            _ => None,
-        };
         let trained = RunDir::holds_run(path) || path.join("adapter_config.json").exists();
         let (base, mut adapter, config) = if trained {
             let Trained { base, adapter, config, .. } = Trained::open(path, args.base_model.as_deref())?;
@@ -140,12 +135,10 @@ impl Model {
         if args.no_adapter {
             adapter.factors.clear();
         }
-        let chat = chat.or_else(|| config.as_ref().and_then(|config| config.task.chat()));
-        let Task::Instruct(template) = Task::instruct(&base, chat)? else {
-            return Err(AppError::user("the model cannot write"));
-        };
+        let chat = chat(&args.template).or_else(|| config.as_ref().and_then(|config| config.task.chat()));
+        let template = prompt_template(&base, chat)?;
         let column = config.map_or("prompt".into(), |config| config.data.columns.names().0.to_string());
-        Ok(Self { base, adapter, template: *template, column })
+        Ok(Self { base, adapter, template, column })
     }
 
     fn ids(&self, encoder: &TextEncoder, prompt: &str) -> Result<Vec<u32>, AppError> {

@@ -104,11 +104,7 @@ pub struct TaskConfig {
 impl TaskConfig {
     /// Whether a chat template is asked for; none leaves it to the model.
     pub fn chat(&self) -> Option<bool> {
-        match self.template.as_deref() {
-            Some("chat") => Some(true),
-            Some("plain") => Some(false),
-            _ => None,
-        }
+        self.template.as_deref().and_then(chat)
     }
 }
 
@@ -123,6 +119,15 @@ pub struct DataConfig {
     /// Where in them the texts are.
     #[serde(flatten)]
     pub columns: DataColumns,
+}
+
+/// Whether one of [`names::TEMPLATES`] asks for a chat; none leaves it to the model.
+pub fn chat(template: &str) -> Option<bool> {
+    match template {
+        "chat" => Some(true),
+        "plain" => Some(false),
+        _ => None,
+    }
 }
 
 /// The columns that a task reads.

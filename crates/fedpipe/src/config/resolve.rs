@@ -186,10 +186,8 @@ fn plan(mut section: Section<'_>) -> PlanConfig {
     let base_formats = match section.list::<String>(FORMATS) {
         None => BaseFormat::ALL.to_vec(),
         Some(items) => {
-            let format = |(name, at): (String, _)| {
-                let name = section.one_of("base format", &name, names::BASE_FORMATS, &at)?;
-                BaseFormat::ALL.into_iter().find(|format| format.name() == name)
-            };
+            let format =
+                |(name, at): (String, _)| section.one_of("base format", &name, names::BASE_FORMATS, &at)?.parse().ok();
             let mut formats: Vec<BaseFormat> = items.into_iter().filter_map(format).collect();
             formats.sort_unstable();
             formats.dedup();

@@ -187,7 +187,7 @@ impl Decoding {
 
 impl Sampling {
     fn validate(&self) -> Result<(), DecodingError> {
-        let advice = "choose a number above 0; for the most probable token use strategy = \"greedy\"";
+        let advice = "choose a number above 0; the most probable token is what greedy decoding takes";
         check(positive(self.temperature), "temperature", self.temperature, advice)?;
         check(self.top_k != Some(0), "top_k", 0, "choose at least 1, or leave it out to draw from all tokens")?;
         let advice = "choose a probability above 0 and up to 1, which keeps all tokens";
@@ -197,7 +197,7 @@ impl Sampling {
 
 impl Beams {
     fn validate(&self) -> Result<(), DecodingError> {
-        let advice = format!("choose from 2 to {MAX_BEAMS}; one beam is strategy = \"greedy\"");
+        let advice = format!("choose from 2 to {MAX_BEAMS}; one beam is greedy decoding");
         check((2..=MAX_BEAMS).contains(&self.beams), "beams", self.beams, advice)?;
         let advice = "choose a finite number; 0 leaves lengths alone, above 0 favours long texts";
         check(self.length_penalty.is_finite(), "length_penalty", self.length_penalty, advice)

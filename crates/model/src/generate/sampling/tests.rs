@@ -208,13 +208,10 @@ fn a_decoding_is_read_from_a_configuration_and_says_what_is_wrong_with_it() {
         (r#"{"repetition_penalty": -1}"#, "repetition_penalty = -1: choose a number above 0"),
         (r#"{"no_repeat_ngram": 0}"#, "no_repeat_ngram = 0: choose a length of at least 1"),
         (r#"{"stop": [""]}"#, "stop = \"\": a stop string has from 1"),
-        (r#"{"strategy": {"sample": {"temperature": 0}}}"#, "temperature = 0: choose a number above 0; for the most"),
+        (r#"{"strategy": {"sample": {"temperature": 0}}}"#, "temperature = 0: choose a number above 0; the most"),
         (r#"{"strategy": {"sample": {"top_k": 0}}}"#, "top_k = 0: choose at least 1"),
         (r#"{"strategy": {"sample": {"top_p": 1.5}}}"#, "top_p = 1.5: choose a probability above 0 and up to 1"),
-        (
-            r#"{"strategy": {"beam": {"beams": 1}}}"#,
-            "beams = 1: choose from 2 to 256; one beam is strategy = \"greedy\"",
-        ),
+        (r#"{"strategy": {"beam": {"beams": 1}}}"#, "beams = 1: choose from 2 to 256; one beam is greedy decoding"),
         (r#"{"strategy": {"beam": {}}, "stop": ["x"]}"#, "stop = [\"x\"]: beam search does not look for stop strings"),
     ] {
         let error = read(json).unwrap().validate().unwrap_err().to_string();
