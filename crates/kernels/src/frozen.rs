@@ -7,8 +7,10 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::codes::{CodeBook, Codes};
 use crate::dispatch::Path;
+use crate::element::Element;
 use crate::gemm::{
-    Across, Extents, Kernel, Operand, Plain, Rows, Strided, Target, TargetBase, product, round_to_bf16, widen,
+    Across, Extents, Kernel, Operand, Plain, Rows, Strided, Target, TargetBase, product, read_row_by_row,
+    round_to_bf16, widen,
 };
 use crate::int8::Int8;
 use crate::shared::SharedSlice;
@@ -184,7 +186,7 @@ impl FrozenMatrix {
     ///
     /// # Panics
     /// When a slice does not have its length.
-    pub fn product(&self, x: &[f32], tokens: usize, bias: Option<&[f32]>, y: &mut [f32]) {
+    pub fn product<E: Element>(&self, x: &[E], tokens: usize, bias: Option<&[f32]>, y: &mut [E]) {
         assert_eq!(x.len(), tokens * self.columns, "x is [tokens, columns]");
         assert_eq!(y.len(), tokens * self.rows, "y is [tokens, rows]");
         if let Some(bias) = bias {
@@ -198,7 +200,7 @@ impl FrozenMatrix {
     ///
     /// # Panics
     /// When a slice does not have its length.
-    pub fn product_transposed(&self, dy: &[f32], tokens: usize, dx: &mut [f32]) {
+    pub fn product_transposed<E: Element>(&self, dy: &[E], tokens: usize, dx: &mut [E]) {
         assert_eq!(dy.len(), tokens * self.rows, "dy is [tokens, rows]");
         assert_eq!(dx.len(), tokens * self.columns, "dx is [tokens, columns]");
         self.multiply(dy, tokens, Across::Columns, TargetBase::Zero, dx);
@@ -209,7 +211,7 @@ impl FrozenMatrix {
         if self.storage() == Storage::F32 { Kernel::f32(path) } else { Kernel::bf16(path) }
     }
 
-    fn multiply(&self, x: &[f32], tokens: usize, across: Across, base: TargetBase<'_>, y: &mut [f32]) {
+    fn multiply<E: Element>(&self, x: &[E], tokens: usize, across: Across, base: TargetBase<'_>, y: &mut [E]) {
         let kernel = self.kernel(Path::current());
         let (columns, depth) = match across {
             Across::Rows => (self.rows, self.columns),
@@ -245,6 +247,10 @@ impl Rows for RowsFrom<'_> {
     fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]) {
         self.matrix.read_bf16(path, self.first + row, columns, to);
     }
+
+    fn read_rows_bf16(&self, path: Path, rows: Range<usize>, columns: Range<usize>, to: &mut [u16]) {
+        self.matrix.read_rows_bf16(path, self.first + rows.start..self.first + rows.end, columns, to);
+    }
 }
 
 impl Rows for FrozenMatrix {
@@ -273,6 +279,12 @@ impl Rows for FrozenMatrix {
             Data::Bf16(weights) => to.copy_from_slice(weights[range].reinterpret_cast()),
             Data::Int8(codes) => codes.read_bf16(path, row, columns, to),
             Data::Codes(codes) => codes.read_bf16(path, range, to),
+        }
+    }
+    fn read_rows_bf16(&self, path: Path, rows: Range<usize>, columns: Range<usize>, to: &mut [u16]) {
+        match &self.data {
+            Data::Codes(codes) => codes.read_rows_bf16(path, self.columns, rows, columns, to),
+            _ => read_row_by_row(self, path, rows, columns, to),
         }
     }
 }

@@ -10,9 +10,8 @@ use std::arch::x86_64::{
 };
 use std::array::from_fn;
 use std::mem::transmute;
-use std::ops::Range;
 
-use super::{CHUNK, Codes};
+use super::{CHUNK, Codes, Runs};
 
 /// Elements of one store.
 const STORE: usize = 32;
@@ -22,18 +21,18 @@ const STORE: usize = 32;
 /// # Safety
 /// The processor has AVX-512 with BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-pub(super) unsafe fn decode_bf16(codes: &Codes, chunks: Range<usize>, to: &mut [u16]) {
+pub(super) unsafe fn decode_bf16(codes: &Codes, runs: Runs, to: &mut [u16]) {
     match codes.bits {
-        2 => narrow::<2>(codes, chunks, to),
-        3 => narrow::<3>(codes, chunks, to),
-        4 => narrow::<4>(codes, chunks, to),
-        _ => wide(codes, chunks, to),
+        2 => narrow::<2>(codes, runs, to),
+        3 => narrow::<3>(codes, runs, to),
+        4 => narrow::<4>(codes, runs, to),
+        _ => wide(codes, runs, to),
     }
 }
 
 /// Codes of 2, 3 or 4 bits. A chunk is eight groups of eight codes, each `BITS` bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-fn narrow<const BITS: usize>(codes: &Codes, chunks: Range<usize>, to: &mut [u16]) {
+fn narrow<const BITS: usize>(codes: &Codes, runs: Runs, to: &mut [u16]) {
     // The lookup reads four bits of an index: the book repeats itself, so that those above a code do not matter.
     let book: [f32; 16] = from_fn(|i| codes.table[i % (1 << BITS)]);
     // Each group becomes a number: its bytes in reverse, zeros above. Four groups come from a load at the chunk's start,
@@ -55,7 +54,7 @@ fn narrow<const BITS: usize>(codes: &Codes, chunks: Range<usize>, to: &mut [u16]
             _mm512_loadu_si512(shifts.as_ptr().cast()),
         )
     };
-    codes.each_chunk(chunks, |i, bytes, scale| {
+    codes.each_chunk(runs, |i, bytes, scale| {
         assert!(bytes.len() == 8 * BITS);
         // SAFETY: both loads are of 16 bytes within the chunk's 8 · BITS.
         let numbers = unsafe {
@@ -77,14 +76,14 @@ fn narrow<const BITS: usize>(codes: &Codes, chunks: Range<usize>, to: &mut [u16]
 /// Codes of 8 bits. The halves of the book's values are looked up apart, each among 256 words in eight registers: measured
 /// three times as fast as a loop that reads the book from memory.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-fn wide(codes: &Codes, chunks: Range<usize>, to: &mut [u16]) {
+fn wide(codes: &Codes, runs: Runs, to: &mut [u16]) {
     // SAFETY: each half of the book is 256 words, eight loads of 32.
     let [low, high]: [[__m512i; 8]; 2] =
         from_fn(|half| from_fn(|i| unsafe { _mm512_loadu_si512(codes.halves[half].as_ptr().add(STORE * i).cast()) }));
     let (bit_6, bit_7) = (_mm512_set1_epi16(1 << 6), _mm512_set1_epi16(1 << 7));
     // Fours of the even and of the odd half of a rounded pair, in turn.
     let in_order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    codes.each_chunk(chunks, |i, bytes, scale| {
+    codes.each_chunk(runs, |i, bytes, scale| {
         let scale = _mm512_set1_ps(scale);
         let to = &mut to[i * CHUNK..(i + 1) * CHUNK];
         for (to, bytes) in to.chunks_exact_mut(STORE).zip(bytes.chunks_exact(STORE)) {

@@ -98,6 +98,29 @@ fn unpack_groups<const BITS: usize>(from: &[u8], to: &mut [u8; CHUNK]) {
     }
 }
 
+/// Chunks to decode one after the other: `count` runs of `len` chunks, starting `step` apart.
+#[derive(Clone, Copy)]
+struct Runs {
+    first: usize,
+    len: usize,
+    step: usize,
+    count: usize,
+}
+
+impl Runs {
+    fn one(first: usize, len: usize) -> Self {
+        Self { first, len, step: 0, count: 1 }
+    }
+
+    #[inline(always)]
+    fn chunks(self) -> impl Iterator<Item = usize> {
+        (0..self.count).flat_map(move |run| {
+            let first = self.first + run * self.step;
+            first..first + self.len
+        })
+    }
+}
+
 /// The codes of one tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct Codes {
@@ -148,15 +171,54 @@ impl Codes {
     }
 
     pub(crate) fn read(&self, path: Path, range: Range<usize>, to: &mut [f32]) {
-        self.by_chunks(range, to, |chunks, to| decode(path, self, chunks, to));
+        self.by_chunks(range, to, |runs, to| decode(path, self, runs, to));
     }
 
     pub(crate) fn read_bf16(&self, path: Path, range: Range<usize>, to: &mut [u16]) {
-        self.by_chunks(range, to, |chunks, to| self.decode_bf16(path, chunks, to));
+        self.by_chunks(range, to, |runs, to| self.decode_bf16(path, runs, to));
+    }
+
+    /// Reads `columns` of each of `rows`, where the tensor is a matrix with rows of `row_len` values.
+    pub(crate) fn read_rows_bf16(
+        &self,
+        path: Path,
+        row_len: usize,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        to: &mut [u16],
+    ) {
+        let whole = [row_len, columns.start, columns.end].iter().all(|edge| edge.is_multiple_of(CHUNK));
+        if whole {
+            let first = (rows.start * row_len + columns.start) / CHUNK;
+            let runs = Runs { first, len: columns.len() / CHUNK, step: row_len / CHUNK, count: rows.len() };
+            self.fetch(Runs { first: first + rows.len() * runs.step, ..runs });
+            self.decode_bf16(path, runs, to);
+            return;
+        }
+        for (i, row) in rows.enumerate() {
+            let range = row * row_len + columns.start..row * row_len + columns.end;
+            self.read_bf16(path, range, &mut to[i * columns.len()..][..columns.len()]);
+        }
+    }
+
+    /// Brings codes into the cache, as far as there are such.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no such instruction in stable Rust"))]
+    fn fetch(&self, runs: Runs) {
+        #[cfg(target_arch = "x86_64")]
+        for chunk in runs.chunks() {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let address = self.packed.as_ptr().wrapping_add(chunk * self.chunk_bytes());
+            // SAFETY: SSE is in every x86-64, and any address may be asked for.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        }
+    }
+
+    fn chunk_bytes(&self) -> usize {
+        usize::from(self.bits) * CHUNK / 8
     }
 
     /// Decodes a range through `decode`, which does runs of whole chunks; the ends go through a buffer.
-    fn by_chunks<T: Copy + Default>(&self, range: Range<usize>, to: &mut [T], decode: impl Fn(Range<usize>, &mut [T])) {
+    fn by_chunks<T: Copy + Default>(&self, range: Range<usize>, to: &mut [T], decode: impl Fn(Runs, &mut [T])) {
         debug_assert!(range.end <= self.len && to.len() == range.len());
         let mut at = range.start;
         while at < range.end {
@@ -164,11 +226,11 @@ impl Codes {
             let rest = &mut to[at - range.start..];
             let run = rest.len() / CHUNK;
             if skipped == 0 && run > 0 {
-                decode(chunk..chunk + run, &mut rest[..run * CHUNK]);
+                decode(Runs::one(chunk, run), &mut rest[..run * CHUNK]);
                 at += run * CHUNK;
             } else {
                 let mut buffer = [T::default(); CHUNK];
-                decode(chunk..chunk + 1, &mut buffer);
+                decode(Runs::one(chunk, 1), &mut buffer);
                 let count = rest.len().min(CHUNK - skipped);
                 rest[..count].copy_from_slice(&buffer[skipped..skipped + count]);
                 at += count;
@@ -178,10 +240,10 @@ impl Codes {
 
     /// Calls `body` with each chunk's bytes, completed with zeros at the end of the tensor, and its scale.
     #[inline(always)]
-    fn each_chunk(&self, chunks: Range<usize>, mut body: impl FnMut(usize, &[u8], f32)) {
-        let bytes = usize::from(self.bits) * CHUNK / 8;
+    fn each_chunk(&self, runs: Runs, mut body: impl FnMut(usize, &[u8], f32)) {
+        let bytes = self.chunk_bytes();
         let mut last = [0u8; CHUNK];
-        for (i, chunk) in chunks.enumerate() {
+        for (i, chunk) in runs.chunks().enumerate() {
             let from = &self.packed[chunk * bytes..self.packed.len().min((chunk + 1) * bytes)];
             let from = if from.len() == bytes {
                 from
@@ -195,25 +257,25 @@ impl Codes {
         }
     }
 
-    fn decode_bf16(&self, path: Path, chunks: Range<usize>, to: &mut [u16]) {
+    fn decode_bf16(&self, path: Path, runs: Runs, to: &mut [u16]) {
         #[cfg(target_arch = "x86_64")]
         if path == Path::Avx512Bf16 {
             // SAFETY: `Path::current` hands out supported paths only.
-            unsafe { avx512::decode_bf16(self, chunks, to) };
+            unsafe { avx512::decode_bf16(self, runs, to) };
             return;
         }
         let mut plain = Scratch::<f32>::take(to.len());
-        decode(path, self, chunks, &mut plain);
+        decode(path, self, runs, &mut plain);
         round_to_bf16(path, &plain, to);
     }
 }
 
-multiversion!(fn decode(codes: &Codes, chunks: Range<usize>, to: &mut [f32]) = decode_body);
+multiversion!(fn decode(codes: &Codes, runs: Runs, to: &mut [f32]) = decode_body);
 
 #[inline(always)]
-fn decode_body<const FMA: bool>(codes: &Codes, chunks: Range<usize>, to: &mut [f32]) {
+fn decode_body<const FMA: bool>(codes: &Codes, runs: Runs, to: &mut [f32]) {
     let mut unpacked = [0u8; CHUNK];
-    codes.each_chunk(chunks, |i, bytes, scale| {
+    codes.each_chunk(runs, |i, bytes, scale| {
         unpack_chunk(codes.bits, bytes, &mut unpacked);
         for (to, &code) in to[i * CHUNK..(i + 1) * CHUNK].iter_mut().zip(&unpacked) {
             *to = codes.table[usize::from(code)] * scale;

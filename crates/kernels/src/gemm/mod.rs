@@ -23,7 +23,7 @@ mod transpose;
 
 pub(crate) use driver::{Factor, Input, Output, Side, Term, sum_of_products};
 pub(crate) use micro::{Base, Kernel};
-pub(crate) use pack::{Across, Operand, Plain, Rows, Strided, round_to_bf16, widen};
+pub(crate) use pack::{Across, Operand, Plain, Rows, Strided, read_row_by_row, round_to_bf16, widen};
 
 use crate::element::Element;
 use crate::scratch::Scratch;

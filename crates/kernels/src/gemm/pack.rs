@@ -18,6 +18,8 @@ const LINE_LANES: usize = 16;
 
 /// Rows that are fetched ahead of the one that is read: pieces of rows lie too far apart for the processor to do it.
 const ROWS_AHEAD: usize = 16;
+/// Rows of which pieces are read in one call where their columns run across the lanes; even.
+const ROWS_TOGETHER: usize = 16;
 
 /// A matrix that can be read by pieces of rows, whatever it is stored as.
 pub(crate) trait Rows: Sync {
@@ -27,9 +29,28 @@ pub(crate) trait Rows: Sync {
     /// Reads `columns` of `row` as bf16, rounded to nearest even.
     fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]);
 
+    /// Reads `columns` of each of `rows` as [`Rows::read_bf16`] does, one after the other.
+    fn read_rows_bf16(&self, path: Path, rows: Range<usize>, columns: Range<usize>, to: &mut [u16]) {
+        read_row_by_row(self, path, rows, columns, to);
+    }
+
     /// The matrix itself where it is stored as rows of plain elements, to be packed without a copy between.
     fn plain(&self) -> Option<Plain<'_>> {
         None
+    }
+}
+
+/// What [`Rows::read_rows_bf16`] does where nothing is gained by reading several rows at once.
+pub(crate) fn read_row_by_row<R: Rows + ?Sized>(
+    source: &R,
+    path: Path,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    to: &mut [u16],
+) {
+    let width = columns.len();
+    for (i, row) in rows.enumerate() {
+        source.read_bf16(path, row, columns.clone(), &mut to[i * width..][..width]);
     }
 }
 
@@ -156,51 +177,74 @@ impl Operand<'_> {
 
     fn pack_columns(&self, kernel: Kernel, first: usize, panels: &[Panel], depth: Range<usize>, to: &mut [u32]) {
         let (Some(head), Some(tail)) = (panels.first(), panels.last()) else { return };
-        let plain = self.source.plain();
         let (start, width) = (head.start, tail.start + tail.count - head.start);
         let columns = first + start..first + start + width;
         // Panels are copied whole: the last one takes what follows the last column, or what the buffer held.
         let whole = tail.start + tail.stride - head.start;
         let mut lanes = Scratch::<u32>::take(whole);
-        let mut halves = Scratch::<u16>::take(if kernel.pairs() { 2 * width } else { 0 });
-        let step = if kernel.pairs() { 2 } else { 1 };
-        for (p, row) in depth.clone().step_by(step).enumerate() {
-            if let Some(plain) = plain {
-                (row..row + step).for_each(|row| plain.fetch_ahead(row + ROWS_AHEAD, columns.clone()));
-            }
-            let direct = match plain {
-                Some(Plain::F32(plain)) if !kernel.pairs() => Some(plain.lanes(row, columns.start, whole)),
-                _ => None,
-            };
-            let from = match (direct.filter(|direct| direct.len() == whole), plain) {
-                (Some(direct), _) => direct,
-                (None, Some(Plain::Bf16(plain))) if kernel.pairs() && row + 1 < depth.end => {
-                    let [even, odd] = [row, row + 1].map(|row| plain.halves(row, columns.clone()));
-                    interleave(kernel.path(), even, odd, &mut lanes[..width]);
-                    &lanes
-                }
-                (None, _) if kernel.pairs() => {
-                    let (even, odd) = halves.split_at_mut(width);
-                    self.source.read_bf16(kernel.path(), row, columns.clone(), even);
-                    if row + 1 < depth.end {
-                        self.source.read_bf16(kernel.path(), row + 1, columns.clone(), odd);
-                    } else {
-                        odd.fill(0);
-                    }
-                    interleave(kernel.path(), even, odd, &mut lanes[..width]);
-                    &lanes
-                }
-                (None, _) => {
-                    self.source.read(kernel.path(), row, columns.clone(), as_f32(&mut lanes[..width]));
-                    &lanes
-                }
-            };
+        let mut copy = |p: usize, from: &[u32]| {
             for panel in panels {
                 let to = &mut to[panel.offset + p * panel.stride..][..panel.stride];
                 let from = &from[panel.start - start..][..panel.stride];
                 for (to, from) in to.as_chunks_mut::<GROUP>().0.iter_mut().zip(from.as_chunks().0) {
                     *to = *from;
                 }
+            }
+        };
+        if kernel.pairs() {
+            self.each_pair(kernel.path(), columns, depth, |p, even, odd| {
+                interleave(kernel.path(), even, odd, &mut lanes[..width]);
+                copy(p, &lanes);
+            });
+            return;
+        }
+        let plain = self.source.plain();
+        for (p, row) in depth.enumerate() {
+            if let Some(plain) = plain {
+                plain.fetch_ahead(row + ROWS_AHEAD, columns.clone());
+            }
+            let direct = match plain {
+                Some(Plain::F32(plain)) => plain.lanes(row, columns.start, whole),
+                _ => &[],
+            };
+            if direct.len() == whole {
+                copy(p, direct);
+            } else {
+                self.source.read(kernel.path(), row, columns.clone(), as_f32(&mut lanes[..width]));
+                copy(p, &lanes);
+            }
+        }
+    }
+
+    /// Calls `each` with the columns of two rows at a time as bf16; zeros follow a last row that is alone.
+    fn each_pair(
+        &self,
+        path: Path,
+        columns: Range<usize>,
+        depth: Range<usize>,
+        mut each: impl FnMut(usize, &[u16], &[u16]),
+    ) {
+        let (plain, width) = (self.source.plain(), columns.len());
+        let mut halves = Scratch::<u16>::take(ROWS_TOGETHER * width);
+        for first in depth.clone().step_by(ROWS_TOGETHER) {
+            let rows = first..depth.end.min(first + ROWS_TOGETHER);
+            if let Some(plain) = plain {
+                rows.clone().for_each(|row| plain.fetch_ahead(row + ROWS_AHEAD, columns.clone()));
+            }
+            let pair = |row: usize| (row - depth.start) / 2;
+            if let Some(Plain::Bf16(plain)) = plain.filter(|_| rows.len().is_multiple_of(2)) {
+                for row in rows.step_by(2) {
+                    each(pair(row), plain.halves(row, columns.clone()), plain.halves(row + 1, columns.clone()));
+                }
+                continue;
+            }
+            self.source.read_rows_bf16(path, rows.clone(), columns.clone(), &mut halves[..rows.len() * width]);
+            if !rows.len().is_multiple_of(2) {
+                halves[rows.len() * width..][..width].fill(0);
+            }
+            for (row, halves) in rows.step_by(2).zip(halves.chunks_exact(2 * width)) {
+                let (even, odd) = halves.split_at(width);
+                each(pair(row), even, odd);
             }
         }
     }
