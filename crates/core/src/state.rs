@@ -13,6 +13,12 @@ pub const RUN_STATE_VERSION: u32 = 2;
 pub struct Metrics {
     /// Share of examples whose most probable label is right; none where texts are written instead of labelled.
     pub accuracy: Option<f64>,
+    /// F1 of each label, averaged over the labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macro_f1: Option<f64>,
+    /// Matthews correlation of predicted with right labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matthews: Option<f64>,
     /// Mean cross-entropy, in nats: of a label, or of a token.
     pub loss: f64,
     /// Number of examples.

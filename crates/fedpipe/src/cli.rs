@@ -4,6 +4,7 @@ use crate::config::names::TEMPLATES;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use fedpipe_core::BaseFormat;
+use fedpipe_model::metrics::{Metric, MetricError};
 use std::path::PathBuf;
 
 const EXIT_CODES: &str = "\
@@ -101,14 +102,33 @@ pub struct TrainedArgs {
 #[command(after_help = "\
 Examples:
   fedpipe evaluate runs/r8 --data assets/data/reuters-r8-test.tsv
-  fedpipe evaluate runs/r8/adapter --model assets/models/all-MiniLM-L6-v2 --data test.jsonl --json")]
+  fedpipe evaluate runs/r8/adapter --model assets/models/all-MiniLM-L6-v2 --data test.jsonl --json
+  fedpipe evaluate runs/e2e --data testset_w_refs.csv --metrics bleu,rouge-l --compare --samples 3")]
 pub struct EvaluateArgs {
     #[command(flatten)]
     /// What is measured.
     pub trained: TrainedArgs,
-    /// Labelled texts: .tsv, .csv, .jsonl or .parquet
+    /// Texts with their labels, or prompts with their completions: .tsv, .csv, .jsonl or .parquet
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
+    /// Measure on so many texts (or prompts, with all their completions), evenly spread over the file
+    #[arg(long, value_name = "N")]
+    pub examples: Option<usize>,
+    /// Write a completion for every prompt and hold it against those of the file: bleu, nist, rouge-l, exact-match, …
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric)]
+    pub metrics: Vec<Metric>,
+    /// With --metrics or --samples: tokens of a completion at most
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// Measure the base model without the adapter, too
+    #[arg(long)]
+    pub compare: bool,
+    /// Print so many completions beside what they should be
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub samples: usize,
+    /// Format of the frozen weights: f32, bf16, int8, nf8, nf4, nf3 or nf2
+    #[arg(long, value_name = "FORMAT", default_value = "f32")]
+    pub base: BaseFormat,
     /// Print the metrics as JSON
     #[arg(long)]
     pub json: bool,
@@ -215,6 +235,10 @@ pub struct GenerateArgs {
     /// Print a line of JSON for every prompt: {"prompt": …, "completion": …}
     #[arg(long)]
     pub json: bool,
+}
+
+fn metric(name: &str) -> Result<Metric, MetricError> {
+    Metric::try_from(name.to_string())
 }
 
 /// `fedpipe export`

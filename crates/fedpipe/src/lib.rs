@@ -21,6 +21,7 @@ pub mod setup;
 pub mod summary;
 pub mod task;
 pub mod trained;
+mod writing;
 
 pub use config::Config;
 pub use fedpipe_core::{Event, Observer, Stop};

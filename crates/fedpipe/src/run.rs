@@ -99,7 +99,8 @@ pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundin
             }),
         }
     }
-    let metrics = measure(setup, BaseFormat::F32, &state.adapter, &setup.test)?;
+    let metrics =
+        measure(setup, BaseFormat::F32, &state.adapter, &setup.test.spread(config.evaluation.final_examples))?;
     around.observer.observe(&Event::Evaluated(metrics.clone()));
     state.wall_s += stopwatch.lap();
     finish(config, setup, run_dir, &state, &metrics, &parts, around)
@@ -267,10 +268,7 @@ fn between_rounds(
     if every == 0 || !round.is_multiple_of(every) {
         return None;
     }
-    let all = setup.test.len();
-    let count = config.evaluation.examples.min(all);
-    let selection: Vec<usize> = (0..count).map(|i| i * all / count).collect();
-    match measure(setup, BaseFormat::Bf16, adapter, &setup.test.subset(&selection)) {
+    match measure(setup, BaseFormat::Bf16, adapter, &setup.test.spread(config.evaluation.examples)) {
         Ok(metrics) => Some(metrics),
         Err(error) => {
             around.observer.observe(&Event::Warning { message: format!("round {round} is not evaluated: {error}") });
@@ -328,6 +326,7 @@ fn export(
         labels: setup.task.labels().to_vec(),
         max_length: config.training.max_length,
         task: setup.task.of_adapter(),
+        chat: setup.task.chat(),
         fan_in_fan_out: setup.base.outline().transposed,
     };
     write_anew(run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;

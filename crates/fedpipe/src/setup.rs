@@ -12,6 +12,7 @@ use fedpipe_model::{
     BaseModel, CacheSettings, HeapMeter, ProfileSettings, SiloSettings, SiloTrainer, adapter::fresh_head,
 };
 use fedpipe_transport::LocalTransport;
+use regex::Regex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -55,6 +56,7 @@ impl Setup {
         for (silo, examples) in own {
             train.insert(silo, task.texts(&encoder, &examples)?);
         }
+        let train = train.into_iter().map(|(silo, data)| (silo, task.packed(data, &encoder))).collect();
         let spec = base.spec(target_modules(config), task.classes())?;
         let silos = config.silos.iter().map(|silo| SiloSettings {
             silo: SiloId::new(&silo.name),
@@ -63,7 +65,8 @@ impl Setup {
             bandwidth_mbps: silo.bandwidth_mbps,
             cache: config.training.activation_cache.then(|| cache(config)),
         });
-        Ok(Self { test: task.texts(&encoder, &test)?, silos: silos.collect(), base, spec, task, train })
+        let test = task.packed(task.texts(&encoder, &test)?, &encoder);
+        Ok(Self { test, silos: silos.collect(), base, spec, task, train })
     }
 
     /// The silos of this process behind a transport.
@@ -199,11 +202,10 @@ fn cache(config: &Config) -> CacheSettings {
 
 fn columns(config: &Config) -> Columns {
     let site = match &config.federation.partition {
-        config::Partition::Column { name } => Some(name.clone()),
+        config::Partition::Column { name, .. } => Some(name.clone()),
         _ => None,
     };
-    let (text, label) = config.data.columns.names();
-    Columns { text: text.into(), label: Some(label.into()), site }
+    Columns { site, ..config.data.columns.columns() }
 }
 
 /// The shared texts, split over the silos that have no files of their own.
@@ -215,19 +217,35 @@ fn split(config: &Config, examples: &[Example], data: &Dataset) -> Result<BTreeM
     let partition = match &config.federation.partition {
         config::Partition::Dirichlet { alpha } => Partition::Dirichlet { alpha: *alpha },
         config::Partition::Iid => Partition::Iid,
-        config::Partition::Column { name } => Partition::Column { name: name.clone() },
+        config::Partition::Column { name, .. } => Partition::Column { name: name.clone() },
     };
     // Texts without labels are all alike to the partition.
     let labels: Vec<usize> = match &data.targets {
         Targets::Classes(classes) => classes.iter().map(|&class| class as usize).collect(),
         Targets::None | Targets::Tokens(_) => vec![0; data.len()],
     };
-    let sites: Option<Vec<String>> = examples.iter().map(|e| e.site.clone()).collect();
+    let sites = sites(&config.federation.partition, examples)?;
     // A silo should at least fill the smallest batch that it may be given.
     let min_examples = config.plan.batch_sizes.iter().copied().min().unwrap_or(1);
     let seed = Seed(config.federation.seed).derive(Purpose::Partition, 0, None);
     let parts = partition.split(Examples { labels: &labels, sites: sites.as_deref() }, &silos, min_examples, seed)?;
     Ok(parts.into_iter().map(|(silo, indices)| (silo, data.subset(&indices))).collect())
+}
+
+/// What the partition tells examples apart by, where it does so by a column.
+fn sites(partition: &config::Partition, examples: &[Example]) -> Result<Option<Vec<String>>, AppError> {
+    let pattern = match partition {
+        config::Partition::Column { pattern: Some(pattern), .. } => Regex::new(pattern).map_err(AppError::user)?,
+        _ => return Ok(examples.iter().map(|example| example.site.clone()).collect()),
+    };
+    let of = |example: &Example| {
+        let value = example.site.as_deref().unwrap_or_default();
+        let found = pattern.captures(value).and_then(|groups| groups.get(1).or(groups.get(0)));
+        found.map(|found| found.as_str().to_string()).ok_or_else(|| {
+            AppError::user(format!("{}: federation.partition.pattern matches nothing of {value:?}", example.origin))
+        })
+    };
+    examples.iter().map(of).collect::<Result<Vec<_>, _>>().map(Some)
 }
 
 /// Files of a user's that are missing or malformed are the user's to mend.

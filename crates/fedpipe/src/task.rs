@@ -3,15 +3,20 @@
 use crate::config::TaskConfig;
 use crate::error::AppError;
 use fedpipe_model::BaseModel;
-use fedpipe_model::data::{Dataset, Example, Labels, PromptTemplate, TextEncoder};
+use fedpipe_model::data::{Dataset, Example, InstructionFormat, Instructions, Labels, PromptTemplate, TextEncoder};
 use fedpipe_model::io::AdapterTask;
 
 /// A task with what it takes to read its texts.
 pub enum Task {
     /// A label for every text.
     Classification(Labels),
-    /// A completion for every prompt.
-    Instruct(Box<PromptTemplate>),
+    /// An answer for every instruction.
+    Instruct(Box<Instructions>),
+    /// The next token of plain text.
+    Lm {
+        /// The token that ends a document, if the model has one.
+        end: Option<u32>,
+    },
 }
 
 impl Task {
@@ -25,35 +30,54 @@ impl Task {
         examples: impl IntoIterator<Item = &'a Example>,
     ) -> Result<Self, AppError> {
         match config.kind.as_str() {
-            "instruct" => Self::instruct(base, config.chat()),
+            "instruct" => Self::instruct(base, config.instruction_format(), config.chat()),
+            "lm" => Self::lm(base),
             _ => Ok(Self::Classification(Labels::of(examples)?)),
         }
     }
 
-    /// Completing prompts, with a chat template or without; none leaves it to the model.
+    /// Following instructions, with a chat template or without; none leaves it to the model.
     ///
     /// # Errors
     /// As [`prompt_template`].
-    pub fn instruct(base: &BaseModel, chat: Option<bool>) -> Result<Self, AppError> {
-        Ok(Self::Instruct(Box::new(prompt_template(base, chat)?)))
+    pub fn instruct(base: &BaseModel, format: InstructionFormat, chat: Option<bool>) -> Result<Self, AppError> {
+        Ok(Self::Instruct(Box::new(Instructions { format, template: prompt_template(base, chat)? })))
     }
 
-    /// The texts with what is to be learnt of them.
+    /// Plain text.
+    ///
+    /// # Errors
+    /// When the model cannot write.
+    pub fn lm(base: &BaseModel) -> Result<Self, AppError> {
+        check_writes(base)?;
+        Ok(Self::Lm { end: base.files().end_tokens()?.first().copied() })
+    }
+
+    /// The texts with what is to be learnt of them, one for every example.
     ///
     /// # Errors
     /// When an example has an unknown label, or nothing of its completion fits.
     pub fn texts(&self, encoder: &TextEncoder, examples: &[Example]) -> Result<Dataset, AppError> {
         Ok(match self {
             Self::Classification(labels) => encoder.examples(examples, labels)?,
-            Self::Instruct(template) => encoder.completions(examples, template)?,
+            Self::Instruct(instructions) => encoder.instructions(examples, instructions)?,
+            Self::Lm { end } => encoder.documents(examples, *end)?,
         })
+    }
+
+    /// The texts as they are learnt: documents are packed, all else stays as it is.
+    pub fn packed(&self, data: Dataset, encoder: &TextEncoder) -> Dataset {
+        match self {
+            Self::Classification(_) | Self::Instruct(_) => data,
+            Self::Lm { .. } => data.packed(encoder.max_length()),
+        }
     }
 
     /// The labels; none where texts are written.
     pub fn labels(&self) -> &[String] {
         match self {
             Self::Classification(labels) => labels.names(),
-            Self::Instruct(_) => &[],
+            Self::Instruct(_) | Self::Lm { .. } => &[],
         }
     }
 
@@ -61,7 +85,7 @@ impl Task {
     pub fn classes(&self) -> Option<usize> {
         match self {
             Self::Classification(labels) => Some(labels.len()),
-            Self::Instruct(_) => None,
+            Self::Instruct(_) | Self::Lm { .. } => None,
         }
     }
 
@@ -69,7 +93,15 @@ impl Task {
     pub fn of_adapter(&self) -> AdapterTask {
         match self {
             Self::Classification(_) => AdapterTask::Classification,
-            Self::Instruct(_) => AdapterTask::CausalLm,
+            Self::Instruct(_) | Self::Lm { .. } => AdapterTask::CausalLm,
+        }
+    }
+
+    /// Whether prompts are put as questions in a chat; none where there are no instructions.
+    pub fn chat(&self) -> Option<bool> {
+        match self {
+            Self::Instruct(instructions) => Some(matches!(instructions.template, PromptTemplate::Chat(_))),
+            Self::Classification(_) | Self::Lm { .. } => None,
         }
     }
 }
@@ -79,9 +111,14 @@ impl Task {
 /// # Errors
 /// When the model cannot write, or lacks the chat template that is asked for.
 pub fn prompt_template(base: &BaseModel, chat: Option<bool>) -> Result<PromptTemplate, AppError> {
-    if base.outline().causal.is_none() {
-        let what = format!("a {} model cannot write, so it cannot complete prompts", base.model_type());
-        return Err(AppError::user(what).hint("take a decoder such as Llama, or task.kind = \"classification\""));
-    }
+    check_writes(base)?;
     Ok(base.files().prompt_template(chat)?)
+}
+
+fn check_writes(base: &BaseModel) -> Result<(), AppError> {
+    if base.outline().causal.is_some() {
+        return Ok(());
+    }
+    let what = format!("a {} model cannot write", base.model_type());
+    Err(AppError::user(what).hint("take a decoder such as Llama, or task.kind = \"classification\""))
 }

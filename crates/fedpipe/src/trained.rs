@@ -68,10 +68,11 @@ impl Trained {
             return Err(AppError::user(what).hint("name the right folder with --model DIR"));
         }
         let max_length = saved.info.as_ref().map_or(base.outline().max_positions, |info| info.max_length);
+        let format = config.as_ref().map(|config| config.task.instruction_format()).unwrap_or_default();
         let task = match (&saved.info, classes(&saved.adapter)) {
-            (Some(AdapterInfo { task: AdapterTask::CausalLm, .. }), _) | (None, 0) => {
-                Task::instruct(&base, config.as_ref().and_then(|config| config.task.chat()))?
-            }
+            (Some(AdapterInfo { task: AdapterTask::CausalLm, chat: None, .. }), _) => Task::lm(&base)?,
+            (Some(AdapterInfo { task: AdapterTask::CausalLm, chat, .. }), _) => Task::instruct(&base, format, *chat)?,
+            (None, 0) => Task::instruct(&base, format, None)?,
             (Some(info), _) => Task::Classification(Labels::from_names(info.labels.clone())),
             (None, classes) => {
                 let names = (0..classes).map(|class| format!("LABEL_{class}"));

@@ -1,6 +1,7 @@
 //! What can go wrong in this crate.
 
 use crate::data::DataError;
+use crate::generate::sampling::DetokenizeError;
 use crate::io::IoError;
 use crate::quant::QuantError;
 use std::path::PathBuf;
@@ -69,6 +70,9 @@ pub enum Error {
     /// Reading data.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A token that cannot be turned into text.
+    #[error(transparent)]
+    Detokenize(#[from] DetokenizeError),
     /// A tensor operation.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),

@@ -98,7 +98,13 @@ fn classified(logits: &[Vec<f32>], data: &Dataset) -> Metrics {
         loss += surprise(logits, label as usize);
     }
     let examples = classes.examples();
-    Metrics { accuracy: Some(classes.accuracy()), loss: loss / examples.max(1) as f64, examples }
+    Metrics {
+        accuracy: Some(classes.accuracy()),
+        macro_f1: Some(classes.macro_f1()),
+        matthews: Some(classes.matthews()),
+        loss: loss / examples.max(1) as f64,
+        examples,
+    }
 }
 
 fn written(encoder: &dyn Backbone, objective: &Objective, adapter: &Adapter, data: &Dataset) -> Result<Metrics, Error> {
@@ -115,7 +121,8 @@ fn written(encoder: &dyn Backbone, objective: &Objective, adapter: &Adapter, dat
         let found = loss.of(&mut *ops, encoder, start, &texts)?;
         total.add(found.mean * found.counted as f64, found.counted as u64);
     }
-    Ok(Metrics { accuracy: None, loss: total.mean(), examples: data.len() as u64 })
+    let examples = data.len() as u64;
+    Ok(Metrics { accuracy: None, macro_f1: None, matthews: None, loss: total.mean(), examples })
 }
 
 /// The first of the highest logits.

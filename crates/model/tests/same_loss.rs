@@ -22,7 +22,7 @@ fn fifty_steps_lose_the_same() {
         return;
     }
     let base = BaseModel::open(&folder).unwrap();
-    let columns = Columns { text: "text".into(), label: Some("label".into()), site: None };
+    let columns = Columns::default();
     let mut examples = read(&assets.join("data/reuters-r8-train.tsv"), &columns).unwrap();
     // The file is sorted by label.
     examples = examples.into_iter().step_by(27).collect();

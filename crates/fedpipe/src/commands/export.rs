@@ -19,7 +19,7 @@ pub fn export(args: &ExportArgs) -> Result<(), AppError> {
     let labels = trained.task.labels();
     if args.merged {
         let (class, head) = match (&trained.task, &outline.causal) {
-            (Task::Instruct(_), Some(causal)) => (causal.class, causal.tensor),
+            (Task::Instruct(_) | Task::Lm { .. }, Some(causal)) => (causal.class, causal.tensor),
             _ => (outline.classifier_class, None),
         };
         let layout = MergedLayout { class, prefix: outline.prefix, transposed: outline.transposed, head };
@@ -31,6 +31,7 @@ pub fn export(args: &ExportArgs) -> Result<(), AppError> {
             labels: labels.to_vec(),
             max_length: trained.encoder.max_length(),
             task: trained.task.of_adapter(),
+            chat: trained.task.chat(),
             fan_in_fan_out: outline.transposed,
         };
         write_adapter(&args.to, &trained.adapter, &info)?;

@@ -5,13 +5,13 @@ use crate::config::{ModelSource, chat};
 use crate::error::AppError;
 use crate::run_dir::RunDir;
 use crate::setup::open_model;
-use crate::task::prompt_template;
+use crate::task::{Task, prompt_template};
 use crate::trained::Trained;
+use crate::writing::Writing;
 use fedpipe_core::{Adapter, Seed};
 use fedpipe_model::BaseModel;
-use fedpipe_model::data::{Columns, PromptTemplate, TextEncoder, read};
-use fedpipe_model::generate::sampling::{Beams, Decoding, Sampling, Strategy, TextStream};
-use fedpipe_model::generate::{Request, Writer};
+use fedpipe_model::data::{Columns, Example, Exchange, InstructionFormat, Instructions, PromptTemplate, read};
+use fedpipe_model::generate::sampling::{Beams, Decoding, Sampling, Strategy};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -21,9 +21,11 @@ use std::path::Path;
 struct Model {
     base: BaseModel,
     adapter: Adapter,
-    template: PromptTemplate,
-    /// Column of the prompts in a file.
-    column: String,
+    instructions: Instructions,
+    /// Whether a prompt is text to go on with, as it is.
+    as_is: bool,
+    /// Where the prompts are in a file.
+    columns: Columns,
 }
 
 #[derive(Serialize)]
@@ -37,50 +39,32 @@ pub fn generate(args: &GenerateArgs) -> Result<(), AppError> {
     let decoding = decoding(args);
     decoding.validate().map_err(|e| AppError::user(format!("--{}", e.to_string().replace('_', "-"))))?;
     let model = Model::open(args)?;
-    let prompts = match (&args.prompt, &args.data) {
-        (Some(prompt), _) => vec![prompt.clone()],
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let (prompts, texts): (Vec<String>, Vec<String>) = match (&args.prompt, &args.data) {
+        (Some(prompt), _) => vec![(prompt.clone(), model.text(prompt)?)],
         (None, Some(file)) => {
-            let columns = Columns { text: model.column.clone(), label: None, site: None };
-            let limit = args.limit.unwrap_or(usize::MAX);
-            read(file, &columns)?.into_iter().take(limit).map(|example| example.text).collect()
+            let examples = read(file, &model.columns)?.into_iter().take(limit);
+            examples.map(|example| model.exchange(&example)).collect::<Result<_, _>>()?
         }
-        (None, None) => super::predict::lines().take(args.limit.unwrap_or(usize::MAX)).collect::<Result<_, _>>()?,
-    };
-    let max_positions = model.base.outline().max_positions;
-    let encoder = model.base.text_encoder(max_positions)?;
-    let ids = prompts.iter().map(|prompt| model.ids(&encoder, prompt)).collect::<Result<Vec<_>, AppError>>()?;
-    let ends = model.base.files().end_tokens()?;
-    let request = Request { decoding: &decoding, ends: &ends, max_positions, seed: Seed(args.seed) };
-    let layers = model.base.encoder(args.base)?;
-    let head = model.base.output_head(args.base)?;
-    let writer = Writer::new(&*layers, &head, &model.adapter)?;
-
-    let mut streams: Vec<_> = ids.iter().map(|_| TextStream::new(encoder.whole(), &decoding.stop)).collect();
-    let mut texts = vec![String::new(); prompts.len()];
+        (None, None) => super::predict::lines()
+            .take(limit)
+            .map(|line| line.and_then(|line| Ok((line.clone(), model.text(&line)?))))
+            .collect::<Result<_, _>>()?,
+    }
+    .into_iter()
+    .unzip();
+    let encoder = model.base.text_encoder(model.base.outline().max_positions)?;
+    let ids = texts.iter().map(|text| encoder.written(text)).collect::<Result<Vec<_>, _>>()?;
     let shown = prompts.len() == 1 && !args.json;
     let mut trouble = None;
-    writer.write(&ids, request, &mut |prompt, token| match streams[prompt].push(token) {
-        Ok(piece) => {
-            texts[prompt].push_str(&piece.text);
-            if shown && let Err(error) = show(&piece.text) {
-                trouble = Some(error);
-            }
-            trouble.is_none() && !piece.stopped
-        }
-        Err(error) => {
-            trouble = Some(AppError::other(error));
-            false
-        }
+    let (base, adapter) = (&model.base, &model.adapter);
+    let writing = Writing { base, adapter, format: args.base, decoding: &decoding, seed: Seed(args.seed) };
+    let texts = writing.texts(&ids, &encoder, &mut |_, piece| {
+        trouble = trouble.take().or_else(|| if shown { show(piece).err() } else { None });
+        trouble.is_none()
     })?;
     if let Some(error) = trouble {
         return Err(error);
-    }
-    for (stream, text) in streams.into_iter().zip(&mut texts) {
-        let rest = stream.finish().map_err(AppError::other)?.text;
-        if shown {
-            show(&rest)?;
-        }
-        text.push_str(&rest);
     }
     let mut out = std::io::stdout().lock();
     for (prompt, completion) in prompts.iter().zip(&texts) {
@@ -125,28 +109,50 @@ impl Model {
     fn open(args: &GenerateArgs) -> Result<Self, AppError> {
         let path = Path::new(&args.model);
         let trained = RunDir::holds_run(path) || path.join("adapter_config.json").exists();
-        let (base, mut adapter, config) = if trained {
-            let Trained { base, adapter, config, .. } = Trained::open(path, args.base_model.as_deref())?;
-            (base, adapter, config)
-        } else {
-            let none = Adapter { scaling: 1.0, factors: BTreeMap::new(), head: BTreeMap::new() };
-            (open_model(&ModelSource::named(&args.model))?, none, None)
-        };
+        let chat = chat(&args.template);
+        let of_prompt = Columns::of_text("prompt");
+        if !trained {
+            let base = open_model(&ModelSource::named(&args.model))?;
+            let template = prompt_template(&base, chat)?;
+            let adapter = Adapter { scaling: 1.0, factors: BTreeMap::new(), head: BTreeMap::new() };
+            let as_is = matches!(template, PromptTemplate::Plain { .. });
+            let instructions = Instructions { format: InstructionFormat::Completion, template };
+            return Ok(Self { base, adapter, instructions, as_is, columns: of_prompt });
+        }
+        let Trained { base, mut adapter, task, config, .. } = Trained::open(path, args.base_model.as_deref())?;
         if args.no_adapter {
             adapter.factors.clear();
         }
-        let chat = chat(&args.template).or_else(|| config.as_ref().and_then(|config| config.task.chat()));
-        let template = prompt_template(&base, chat)?;
-        let column = config.map_or("prompt".into(), |config| config.data.columns.names().0.to_string());
-        Ok(Self { base, adapter, template, column })
+        let template = prompt_template(&base, chat.or(task.chat()))?;
+        let (as_is, format) = match &task {
+            Task::Instruct(instructions) => (false, instructions.format),
+            Task::Lm { .. } => (chat != Some(true), InstructionFormat::Completion),
+            Task::Classification(_) => {
+                let what = format!("{} labels, it does not write", path.display());
+                return Err(AppError::user(what).hint("use `fedpipe predict`"));
+            }
+        };
+        let columns = match config {
+            Some(config) if !as_is => Columns { label: None, ..config.data.columns.columns() },
+            _ => of_prompt,
+        };
+        Ok(Self { base, adapter, instructions: Instructions { format, template }, as_is, columns })
     }
 
-    fn ids(&self, encoder: &TextEncoder, prompt: &str) -> Result<Vec<u32>, AppError> {
-        let text = match &self.template {
-            // Text to go on with, as it is.
-            PromptTemplate::Plain { .. } => prompt.to_string(),
-            chat => chat.prompt(prompt).map_err(AppError::user)?,
-        };
-        Ok(encoder.written(&text)?)
+    /// What the model reads of a prompt.
+    fn text(&self, prompt: &str) -> Result<String, AppError> {
+        match self.as_is {
+            true => Ok(prompt.to_string()),
+            false => self.instructions.template.prompt(prompt).map_err(AppError::user),
+        }
+    }
+
+    /// The prompt of a record, and what the model reads of it.
+    fn exchange(&self, example: &Example) -> Result<(String, String), AppError> {
+        if self.as_is {
+            return Ok((example.text.clone(), example.text.clone()));
+        }
+        let Exchange { question, prompt, .. } = self.instructions.exchange(example)?;
+        Ok((question, prompt))
     }
 }

@@ -27,6 +27,7 @@ mod tests;
 pub use problem::ConfigError;
 
 use fedpipe_core::BaseFormat;
+use fedpipe_model::data::{Columns, InstructionFormat};
 use problem::Sources;
 use read::Problems;
 use serde::{Serialize, Serializer};
@@ -96,12 +97,24 @@ impl ModelSource {
 pub struct TaskConfig {
     /// One of [`names::TASKS`].
     pub kind: String,
-    /// How prompts and completions become texts, one of [`names::TEMPLATES`]; only where texts are written.
+    /// How records hold instructions, one of [`names::FORMATS`]; only for those.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// How prompts and completions become texts, one of [`names::TEMPLATES`]; only for instructions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
 }
 
 impl TaskConfig {
+    /// How records hold instructions.
+    pub fn instruction_format(&self) -> InstructionFormat {
+        match self.format.as_deref() {
+            Some("messages") => InstructionFormat::Messages,
+            Some("alpaca") => InstructionFormat::Alpaca,
+            _ => InstructionFormat::Completion,
+        }
+    }
+
     /// Whether a chat template is asked for; none leaves it to the model.
     pub fn chat(&self) -> Option<bool> {
         self.template.as_deref().and_then(chat)
@@ -148,14 +161,39 @@ pub enum DataColumns {
         /// Column of the completion.
         completion: String,
     },
+    /// Conversations.
+    Messages {
+        /// Column of the messages.
+        messages: String,
+    },
+    /// Alpaca's instructions.
+    Alpaca {
+        /// Column of the instruction.
+        instruction: String,
+        /// Column of what it is about, which may be empty.
+        input: String,
+        /// Column of the answer.
+        output: String,
+    },
+    /// Texts alone.
+    Texts {
+        /// Column of the text.
+        text: String,
+    },
 }
 
 impl DataColumns {
-    /// The column of what is read, and that of what is learnt.
-    pub fn names(&self) -> (&str, &str) {
+    /// What is read of a file.
+    pub fn columns(&self) -> Columns {
+        let labelled = |text: &str, label: &String| Columns { label: Some(label.clone()), ..Columns::of_text(text) };
         match self {
-            Self::Labelled { text, label } => (text, label),
-            Self::Completed { prompt, completion } => (prompt, completion),
+            Self::Labelled { text, label } => labelled(text, label),
+            Self::Completed { prompt, completion } => labelled(prompt, completion),
+            Self::Messages { messages } => Columns { structured: true, ..Columns::of_text(messages) },
+            Self::Alpaca { instruction, input, output } => {
+                Columns { second: Some(input.clone()), ..labelled(instruction, output) }
+            }
+            Self::Texts { text } => Columns::of_text(text),
         }
     }
 }
@@ -225,6 +263,9 @@ pub enum Partition {
     Column {
         /// The column.
         name: String,
+        /// What of its value counts: the first group of this regular expression, or what all of it matches.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pattern: Option<String>,
     },
 }
 
@@ -337,8 +378,10 @@ impl Serialize for Recompute {
 pub struct EvaluationConfig {
     /// Rounds from one evaluation to the next; 0 leaves only the one at the end.
     pub every: u32,
-    /// Test examples of an evaluation between rounds, over bf16 weights; the one at the end takes all, over f32.
+    /// Test examples of an evaluation between rounds, over bf16 weights.
     pub examples: usize,
+    /// Test examples of the evaluation at the end, over f32 weights; 0 takes all.
+    pub final_examples: usize,
 }
 
 /// `[output]`

@@ -1,9 +1,11 @@
 //! The names that a configuration may use, each table once; the first of each is the default.
 
 /// `task.kind`.
-pub const TASKS: &[&str] = &["classification", "instruct"];
+pub const TASKS: &[&str] = &["classification", "instruct", "lm"];
 /// `task.template`.
 pub const TEMPLATES: &[&str] = &["auto", "chat", "plain"];
+/// `task.format`.
+pub const FORMATS: &[&str] = &["completion", "messages", "alpaca"];
 /// `federation.method`.
 pub const METHODS: &[&str] = &["fedpipe"];
 /// `federation.importance`.

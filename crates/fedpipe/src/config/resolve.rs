@@ -9,6 +9,8 @@ use super::{
     names,
 };
 use fedpipe_core::BaseFormat;
+use fedpipe_model::data::InstructionFormat;
+use regex::Regex;
 use std::path::PathBuf;
 
 /// The smallest value of a number that has to be above zero.
@@ -68,9 +70,11 @@ fn model(mut section: Section<'_>) -> ModelSource {
 
 fn task(mut section: Section<'_>) -> TaskConfig {
     let kind = section.choice("kind", names::TASKS);
-    let template = (kind == "instruct").then(|| section.choice("template", names::TEMPLATES).into());
+    let instruct = kind == "instruct";
+    let format = instruct.then(|| section.choice("format", names::FORMATS).into());
+    let template = instruct.then(|| section.choice("template", names::TEMPLATES).into());
     section.finish();
-    TaskConfig { kind: kind.into(), template }
+    TaskConfig { kind: kind.into(), format, template }
 }
 
 fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> DataConfig {
@@ -87,8 +91,15 @@ fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> Da
         section.conflict("[data] needs `test`, a list of files");
     }
     let mut column = |name: &'static str| section.optional(name).unwrap_or_else(|| name.into());
-    let columns = match task.kind.as_str() {
-        "instruct" => DataColumns::Completed { prompt: column("prompt"), completion: column("completion") },
+    let columns = match (task.kind.as_str(), task.instruction_format()) {
+        ("instruct", InstructionFormat::Completion) => {
+            DataColumns::Completed { prompt: column("prompt"), completion: column("completion") }
+        }
+        ("instruct", InstructionFormat::Messages) => DataColumns::Messages { messages: column("messages") },
+        ("instruct", InstructionFormat::Alpaca) => {
+            DataColumns::Alpaca { instruction: column("instruction"), input: column("input"), output: column("output") }
+        }
+        ("lm", _) => DataColumns::Texts { text: column("text") },
         _ => DataColumns::Labelled { text: column("text"), label: column("label") },
     };
     section.finish();
@@ -144,11 +155,24 @@ fn partition(parent: &mut Section<'_>) -> Partition {
     let mut section = parent.section("partition");
     let partition = match section.choice("kind", names::PARTITIONS) {
         "iid" => Partition::Iid,
-        "column" => Partition::Column { name: section.required("name") },
+        "column" => Partition::Column { name: section.required("name"), pattern: pattern(&mut section) },
         _ => Partition::Dirichlet { alpha: section.number("alpha", 0.5, 1e-3..=1e6) },
     };
     section.finish();
     partition
+}
+
+fn pattern(section: &mut Section<'_>) -> Option<String> {
+    let at = section.place_of("pattern");
+    let pattern: String = section.optional("pattern")?;
+    match Regex::new(&pattern) {
+        Ok(_) => Some(pattern),
+        Err(error) => {
+            let reason = error.to_string().lines().last().unwrap_or_default().to_string();
+            section.problems().add(Problem::new(format!("pattern is no regular expression: {reason}"), at));
+            None
+        }
+    }
 }
 
 fn adapter(mut section: Section<'_>) -> AdapterConfig {
@@ -241,6 +265,7 @@ fn evaluation(mut section: Section<'_>) -> EvaluationConfig {
     let config = EvaluationConfig {
         every: section.count("every", 1, 0..=100_000) as u32,
         examples: section.count("examples", 512, 1..=1 << 30),
+        final_examples: section.count("final_examples", 0, 0..=1 << 30),
     };
     section.finish();
     config

@@ -1,6 +1,8 @@
 //! A small federation over the tiny BERT of the fixtures, and the binary that runs it.
 #![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses a part of this")]
 
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,14 @@ impl World {
         let world = Self { folder: tempfile::tempdir().unwrap() };
         world.write_model();
         world.write_data();
+        fs::write(world.path("run.toml"), CONFIG).unwrap();
+        world
+    }
+
+    /// With a tiny Llama in place of the BERT; its words are `w4` to `w63`.
+    pub fn with_decoder() -> Self {
+        let world = Self { folder: tempfile::tempdir().unwrap() };
+        world.write_decoder();
         fs::write(world.path("run.toml"), CONFIG).unwrap();
         world
     }
@@ -65,24 +75,43 @@ impl World {
             fs::copy(fixture.join(file), self.path("model").join(file)).unwrap();
         }
         let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
-        let words = special.iter().map(|s| s.to_string()).chain((4..96).map(|i| format!("w{i}")));
-        let vocabulary: serde_json::Map<String, Value> = words.zip(0..).map(|(w, i): (_, u32)| (w, i.into())).collect();
+        let mut tokenizer = tokenizer(special, 96);
         let token = |content: &str, id: u32| json!({"id": content, "ids": [id], "tokens": [content]});
-        let added = special.iter().zip(0u32..).map(|(content, id)| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": true})
-        });
-        let tokenizer = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
-            "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "decoder": null,
-            "post_processor": {"type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                           {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
-                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": {"[CLS]": token("[CLS]", 2), "[SEP]": token("[SEP]", 3)}},
-            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
-        });
+        tokenizer["post_processor"] = json!({"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                       {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"[CLS]": token("[CLS]", 2), "[SEP]": token("[SEP]", 3)}});
         fs::write(self.path("model/tokenizer.json"), tokenizer.to_string()).unwrap();
+    }
+
+    /// The Llama of the fixtures, its embeddings enlarged so that it can become sure of a token, with a chat template.
+    fn write_decoder(&self) {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/decoders/llama");
+        fs::create_dir(self.path("model")).unwrap();
+        fs::copy(fixture.join("config.json"), self.path("model/config.json")).unwrap();
+        let bytes = fs::read(fixture.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let enlarged: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+            .tensors()
+            .into_iter()
+            .map(|(name, tensor)| {
+                let factor = if name.contains("embed_tokens") { 12.0 } else { 1.0 };
+                let values = tensor.data().chunks_exact(4).map(|b| factor * f32::from_le_bytes(b.try_into().unwrap()));
+                (name, tensor.shape().to_vec(), values.flat_map(f32::to_le_bytes).collect())
+            })
+            .collect();
+        let views = enlarged
+            .iter()
+            .map(|(name, shape, data)| (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap()));
+        fs::write(self.path("model/model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+        let mut tokenizer = tokenizer(["<pad>", "<unk>", "<end>", "<user>"], 64);
+        tokenizer["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": false});
+        fs::write(self.path("model/tokenizer.json"), tokenizer.to_string()).unwrap();
+        let template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} <end> {% endfor %}\
+                        {% if add_generation_prompt %}<assistant> {% endif %}";
+        let config = json!({"chat_template": template, "eos_token": "<end>"});
+        fs::write(self.path("model/tokenizer_config.json"), config.to_string()).unwrap();
     }
 
     /// Texts of 4 to 13 words, each of their label's own.
@@ -98,6 +127,21 @@ impl World {
             fs::write(self.path(name), text).unwrap();
         }
     }
+}
+
+/// Words `w4`, `w5` and so on after the special tokens.
+fn tokenizer(special: [&str; 4], vocabulary: u32) -> Value {
+    let words = special.iter().map(|s| s.to_string()).chain((4..vocabulary).map(|i| format!("w{i}")));
+    let vocabulary: serde_json::Map<String, Value> = words.zip(0..).map(|(w, i): (_, u32)| (w, i.into())).collect();
+    let added = special.iter().zip(0u32..).map(|(content, id)| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "decoder": null, "post_processor": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": special[1]}
+    })
 }
 
 const CONFIG: &str = r#"

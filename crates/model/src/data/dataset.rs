@@ -1,6 +1,7 @@
 //! Token sequences packed end to end.
 
 use super::DataError;
+use fedpipe_kernels::IGNORED;
 
 /// What texts are trained and measured on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +102,24 @@ impl Dataset {
         Self::pack(&texts, targets)
     }
 
+    /// All tokens one after the other, cut into texts of `length`; what is left at the end without anything to learn is
+    /// dropped. Only for tokens that are to be written.
+    pub fn packed(&self, length: usize) -> Self {
+        let Targets::Tokens(next) = &self.targets else { return self.clone() };
+        let blocks = self.ids.chunks(length.max(1)).zip(next.chunks(length.max(1)));
+        let blocks = blocks.filter(|(_, next)| next.iter().any(|&token| token != IGNORED));
+        let (ids, next): (Vec<&[u32]>, Vec<&[u32]>) = blocks.unzip();
+        Self::pack(&ids, Targets::Tokens(next.concat()))
+    }
+
+    /// So many texts, evenly spread over all; all of them for 0 or where there are no more.
+    pub fn spread(&self, count: usize) -> Self {
+        match self.len() {
+            all if count == 0 || count >= all => self.clone(),
+            all => self.subset(&(0..count).map(|i| i * all / count).collect::<Vec<_>>()),
+        }
+    }
+
     /// Refuses tokens that a model of `vocabulary` tokens has no embedding for.
     ///
     /// # Errors
@@ -137,6 +156,8 @@ mod tests {
         let some = Dataset::pack(&[vec![1, 2, 3], vec![], vec![4]], next).subset(&[2, 1, 0]);
         assert_eq!(some.targets, Targets::Tokens(vec![8, 2, 3, 9]));
         assert!(dataset().subset(&[]).is_empty());
+        assert_eq!(dataset().spread(2), dataset().subset(&[0, 1]));
+        assert_eq!((dataset().spread(0), dataset().spread(9)), (dataset(), dataset()));
     }
 
     #[test]

@@ -131,7 +131,13 @@ mod tests {
     }
 
     fn example(text: &str, label: &str) -> Example {
-        Example { text: text.into(), label: label.into(), site: None, origin: Origin::new("a.tsv".as_ref(), 2) }
+        Example {
+            text: text.into(),
+            label: label.into(),
+            second: None,
+            site: None,
+            origin: Origin::new("a.tsv".as_ref(), 2),
+        }
     }
 
     #[test]

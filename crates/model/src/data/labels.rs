@@ -72,7 +72,7 @@ mod tests {
 
     fn example(label: &str, line: u64) -> Example {
         let origin = Origin::new("test.tsv".as_ref(), line);
-        Example { text: String::new(), label: label.into(), site: None, origin }
+        Example { text: String::new(), label: label.into(), second: None, site: None, origin }
     }
 
     fn labels(names: &[&str]) -> Labels {

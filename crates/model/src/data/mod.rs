@@ -5,8 +5,8 @@ mod chat;
 mod dataset;
 mod encode;
 mod error;
+mod instruct;
 mod labels;
-mod prompt;
 mod read;
 
 pub use batches::Batches;
@@ -14,8 +14,8 @@ pub use chat::{AnswerTokens, ChatError, ChatTemplate, Conversation, Message, Pro
 pub use dataset::{Batch, Dataset, Targets};
 pub use encode::TextEncoder;
 pub use error::DataError;
+pub use instruct::{Exchange, InstructionFormat, Instructions, PromptTemplate};
 pub use labels::Labels;
-pub use prompt::PromptTemplate;
 pub use read::{
     COMPRESSIONS, Columns, EXTENSIONS, Example, MAX_RECORD_BYTES, OnBadRecord, Origin, Records, read, read_all,
     read_records,

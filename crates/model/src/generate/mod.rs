@@ -9,7 +9,8 @@ use crate::ops::{KvCache, Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
 use fedpipe_core::{Adapter, Seed};
 use fedpipe_kernels::FrozenMatrix;
-use sampling::{BeamSearch, Beams, Decoding, Strategy, draw, greedy, log_softmax};
+use sampling::{BeamSearch, Beams, Decoding, Strategy, TextStream, draw, greedy, log_softmax};
+use tokenizers::Tokenizer;
 
 /// Prompts that are continued side by side.
 const BATCH: usize = 16;
@@ -78,6 +79,42 @@ impl<'a> Writer<'a> {
         let mut texts = Vec::with_capacity(prompts.len());
         for (batch, prompts) in prompts.chunks(BATCH).enumerate() {
             texts.extend(self.side_by_side(batch * BATCH, prompts, request, on_token)?);
+        }
+        Ok(texts)
+    }
+
+    /// Continues every prompt and gives the texts, without special tokens and up to the first stop string. `on_piece`
+    /// hears of each piece of text as it becomes certain, with its prompt's number, and says whether that text goes on.
+    ///
+    /// # Errors
+    /// As [`Writer::write`], and when the tokenizer cannot decode a token.
+    pub fn texts(
+        &self,
+        prompts: &[Vec<u32>],
+        tokenizer: &Tokenizer,
+        request: Request<'_>,
+        on_piece: &mut dyn FnMut(usize, &str) -> bool,
+    ) -> Result<Vec<String>, Error> {
+        let mut streams: Vec<_> = prompts.iter().map(|_| TextStream::new(tokenizer, &request.decoding.stop)).collect();
+        let mut texts = vec![String::new(); prompts.len()];
+        let mut failed = None;
+        self.write(prompts, request, &mut |prompt, token| match streams[prompt].push(token) {
+            Ok(piece) => {
+                texts[prompt].push_str(&piece.text);
+                on_piece(prompt, &piece.text) && !piece.stopped
+            }
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        for (prompt, (stream, text)) in streams.into_iter().zip(&mut texts).enumerate() {
+            let rest = stream.finish()?.text;
+            on_piece(prompt, &rest);
+            text.push_str(&rest);
         }
         Ok(texts)
     }

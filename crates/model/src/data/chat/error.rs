@@ -46,6 +46,14 @@ pub enum ChatError {
     /// A conversation without an answer.
     #[error("the conversation has no message of the role `assistant`, so there is nothing to learn from it")]
     NoAnswer,
+    /// A conversation that only a chat template can write.
+    #[error(
+        "{messages} messages before an answer take a chat template; set task.template = \"chat\", with a model that has one"
+    )]
+    NotPlain {
+        /// How many.
+        messages: usize,
+    },
     /// The tokenizer refuses the text.
     #[error("the tokenizer refuses the conversation: {reason}")]
     Tokenizer {

@@ -1,7 +1,7 @@
 //! Comma-separated values, RFC 4180.
 
 use super::source::open;
-use super::{Columns, Example, MAX_RECORD_BYTES, Origin, Places, Sink, example, io_error};
+use super::{Columns, Example, MAX_RECORD_BYTES, Origin, Places, Sink, io_error};
 use crate::data::DataError;
 use ::csv::{ByteRecord, ErrorKind, ReaderBuilder, StringRecord};
 use std::collections::VecDeque;
@@ -33,9 +33,7 @@ fn from_record(
              break must be in quotes"
         )));
     }
-    let field = |place: usize| record[place].to_owned();
-    let (label, site) = (places.label.map(field), places.site.map(field));
-    example(columns, origin, field(places.text), label, site)
+    places.example(columns, origin, |place| record[place].to_owned())
 }
 
 /// A record and where it begins; the error is about that record alone.

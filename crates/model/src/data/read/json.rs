@@ -2,7 +2,7 @@
 
 use super::source::open;
 use super::text::{Lines, without_mark};
-use super::{Columns, Example, Origin, Sink, example, io_error, missing_column};
+use super::{Columns, Example, Origin, Sink, io_error, missing_column};
 use crate::data::DataError;
 use serde_json::{Map, Value};
 use std::io::Read;
@@ -63,19 +63,22 @@ fn from_object(columns: &Columns, value: Value, origin: Origin) -> Result<Exampl
     if let Some(missing) = columns.names().find(|name| !object.contains_key(*name)) {
         return Err(missing_column(&origin, missing, object.keys().map(String::as_str)));
     }
-    let site = columns.site.as_ref().map(|site| word(&mut object, site, &origin)).transpose()?;
-    let label = columns.label.as_ref().map(|label| word(&mut object, label, &origin)).transpose()?;
+    // A site may be read off a column that is also the text.
+    let site = columns.site.as_ref().map(|site| word(&object, site, &origin)).transpose()?;
+    let label = columns.label.as_ref().map(|label| word(&object, label, &origin)).transpose()?;
+    let second = columns.second.as_ref().map(|second| word(&object, second, &origin)).transpose()?;
     let text = match object.remove(&columns.text) {
         Some(Value::String(text)) => text,
+        Some(value @ (Value::Array(_) | Value::Object(_))) if columns.structured => value.to_string(),
         _ => return Err(origin.malformed(format!("`{}` is not a string", columns.text))),
     };
-    example(columns, origin, text, label, site)
+    Example { text, second, label: label.unwrap_or_default(), site, origin }.checked(columns)
 }
 
 /// A label or a site: a string, a whole number or a truth value.
-fn word(object: &mut Map<String, Value>, column: &str, origin: &Origin) -> Result<String, DataError> {
-    match object.remove(column) {
-        Some(Value::String(text)) => Ok(text),
+fn word(object: &Map<String, Value>, column: &str, origin: &Origin) -> Result<String, DataError> {
+    match object.get(column) {
+        Some(Value::String(text)) => Ok(text.clone()),
         Some(Value::Number(number)) if !number.is_f64() => Ok(number.to_string()),
         Some(Value::Bool(truth)) => Ok(truth.to_string()),
         Some(Value::Null) => Err(DataError::EmptyValue { origin: origin.clone(), column: column.to_owned() }),

@@ -2,11 +2,12 @@
 //!
 //! TSV is plain: a tab separates, a line ends a record, and nothing is quoted, so a text that contains quotes is read as
 //! it is. CSV follows RFC 4180. JSON is an array of objects or, like JSONL, one object a line. Parquet needs flat
-//! columns. Text is UTF-8; a byte-order mark is skipped, as are blank lines. All but Parquet may be compressed: `.gz` or
+//! columns. In plain text (.txt) every line is an example. Text is UTF-8; a byte-order mark is skipped, as are blank lines. All but Parquet may be compressed: `.gz` or
 //! `.zst` follows the extension.
 
 mod csv;
 mod json;
+mod lines;
 mod parquet;
 mod sink;
 mod source;
@@ -26,28 +27,37 @@ use std::sync::Arc;
 pub const MAX_RECORD_BYTES: usize = 16 << 20;
 
 /// The extensions that have a reader.
-pub const EXTENSIONS: [&str; 6] = ["tsv", "csv", "jsonl", "ndjson", "json", "parquet"];
+pub const EXTENSIONS: [&str; 7] = ["tsv", "csv", "jsonl", "ndjson", "json", "parquet", "txt"];
 
 /// Names of the columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns {
     /// The text.
     pub text: String,
+    /// A second text that goes with it: the other sentence of a pair, or what an instruction is about.
+    pub second: Option<String>,
     /// Its label; none when texts are read to be labelled.
     pub label: Option<String>,
     /// The site that it belongs to, when the data are split by a column.
     pub site: Option<String>,
+    /// Whether the text may be a list or an object of JSON; it is taken as such.
+    pub structured: bool,
 }
 
 impl Default for Columns {
     fn default() -> Self {
-        Self { text: "text".into(), label: Some("label".into()), site: None }
+        Self { label: Some("label".into()), ..Self::of_text("text") }
     }
 }
 
 impl Columns {
+    /// A text alone.
+    pub fn of_text(column: &str) -> Self {
+        Self { text: column.into(), second: None, label: None, site: None, structured: false }
+    }
+
     fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(&self.text).chain(&self.label).chain(&self.site).map(String::as_str)
+        std::iter::once(&self.text).chain(&self.second).chain(&self.label).chain(&self.site).map(String::as_str)
     }
 }
 
@@ -85,6 +95,8 @@ impl fmt::Display for Origin {
 pub struct Example {
     /// The text; it may be empty.
     pub text: String,
+    /// The second text, when [`Columns::second`] asks for it; it may be empty.
+    pub second: Option<String>,
     /// Its label; empty when [`Columns::label`] asks for none.
     pub label: String,
     /// The site that it belongs to, when [`Columns::site`] asks for it.
@@ -113,6 +125,7 @@ pub fn read_records(path: &Path, columns: &Columns, on_bad: OnBadRecord) -> Resu
         Some("csv") => csv::read,
         Some("jsonl" | "ndjson" | "json") => json::read,
         Some("parquet") if !compressed => parquet::read,
+        Some("txt") => lines::read,
         _ => return Err(DataError::Extension { path: path.into() }),
     };
     let mut sink = Sink::new(on_bad);
@@ -139,6 +152,7 @@ fn io_error(path: &Path) -> impl Fn(std::io::Error) -> DataError {
 /// Places of the columns in a header.
 struct Places {
     text: usize,
+    second: Option<usize>,
     label: Option<usize>,
     site: Option<usize>,
 }
@@ -157,9 +171,21 @@ impl Places {
         };
         Ok(Self {
             text: place(&columns.text)?,
+            second: columns.second.as_deref().map(place).transpose()?,
             label: columns.label.as_deref().map(place).transpose()?,
             site: columns.site.as_deref().map(place).transpose()?,
         })
+    }
+
+    /// The example with these fields.
+    fn example(
+        &self,
+        columns: &Columns,
+        origin: Origin,
+        field: impl Fn(usize) -> String,
+    ) -> Result<Example, DataError> {
+        let [second, label, site] = [self.second, self.label, self.site].map(|place| place.map(&field));
+        Example { text: field(self.text), second, label: label.unwrap_or_default(), site, origin }.checked(columns)
     }
 }
 
@@ -172,22 +198,19 @@ fn missing_column<'a>(origin: &Origin, column: &str, present: impl Iterator<Item
     DataError::MissingColumn { origin: origin.clone(), column: column.to_owned(), present, nearest }
 }
 
-/// An example, unless its label or site says nothing.
-fn example(
-    columns: &Columns,
-    origin: Origin,
-    text: String,
-    label: Option<String>,
-    site: Option<String>,
-) -> Result<Example, DataError> {
-    let empty = |value: &str| value.trim().is_empty();
-    if label.as_deref().is_some_and(empty) {
-        return Err(DataError::EmptyValue { origin, column: columns.label.clone().unwrap_or_default() });
+impl Example {
+    /// The example, unless its label or site says nothing.
+    fn checked(self, columns: &Columns) -> Result<Self, DataError> {
+        let must_say = [(&columns.label, Some(&self.label)), (&columns.site, self.site.as_ref())];
+        for (column, value) in must_say {
+            if let (Some(column), Some(value)) = (column, value)
+                && value.trim().is_empty()
+            {
+                return Err(DataError::EmptyValue { origin: self.origin, column: column.clone() });
+            }
+        }
+        Ok(self)
     }
-    if site.as_deref().is_some_and(empty) {
-        return Err(DataError::EmptyValue { origin, column: columns.site.clone().unwrap_or_default() });
-    }
-    Ok(Example { text, label: label.unwrap_or_default(), site, origin })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Parquet, through the record interface: no Arrow.
 
-use super::{Columns, Example, Origin, Places, Sink, example, io_error};
+use super::{Columns, Example, Origin, Places, Sink, io_error};
 use crate::data::DataError;
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
@@ -28,8 +28,8 @@ fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink) -> Res
     let header: Vec<&str> = schema.get_fields().iter().map(|f| f.name()).collect();
     Places::of(columns, &header, &start)?;
 
-    let wanted = columns.names().filter_map(|name| schema.get_fields().iter().find(|f| f.name() == name));
-    let wanted: Vec<Arc<Type>> = wanted.cloned().collect();
+    let wanted = |field: &&Arc<Type>| columns.names().any(|name| name == field.name());
+    let wanted: Vec<Arc<Type>> = schema.get_fields().iter().filter(wanted).cloned().collect();
     if let Some(nested) = wanted.iter().find(|f| !f.is_primitive()) {
         return Err(start.malformed(format!("the column `{}` is nested; it must be flat", nested.name())));
     }
@@ -45,15 +45,17 @@ fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink) -> Res
     Ok(())
 }
 
-fn from_fields(columns: &Columns, mut fields: Vec<(String, Field)>, origin: Origin) -> Result<Example, DataError> {
-    let mut take = |column: &str| {
-        let place = fields.iter().position(|(name, _)| name == column);
-        word(place.map(|i| fields.swap_remove(i).1), column, &origin)
+fn from_fields(columns: &Columns, fields: Vec<(String, Field)>, origin: Origin) -> Result<Example, DataError> {
+    // A site may be read off a column that is also the text.
+    let take = |column: &str| {
+        let field = fields.iter().find(|(name, _)| name == column);
+        word(field.map(|(_, field)| field.clone()), column, &origin)
     };
-    let site = columns.site.as_deref().map(&mut take).transpose()?;
-    let label = columns.label.as_deref().map(&mut take).transpose()?;
+    let site = columns.site.as_deref().map(take).transpose()?;
+    let label = columns.label.as_deref().map(take).transpose()?;
+    let second = columns.second.as_deref().map(take).transpose()?;
     let text = take(&columns.text)?;
-    example(columns, origin, text, label, site)
+    Example { text, second, label: label.unwrap_or_default(), site, origin }.checked(columns)
 }
 
 fn word(field: Option<Field>, column: &str, origin: &Origin) -> Result<String, DataError> {

@@ -57,6 +57,45 @@ fn tsv_reads_quotes_as_they_are_and_forgives_blank_lines_and_endings() {
 }
 
 #[test]
+fn every_line_of_a_text_file_is_an_example() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.txt");
+    std::fs::write(&path, "one\ttab\n\ntwo\n").unwrap();
+    let examples = read(&path, &Columns::of_text("text")).unwrap();
+    assert_eq!(examples.iter().map(|e| e.text.as_str()).collect::<Vec<_>>(), ["one\ttab", "two"]);
+    let error = read(&path, &Columns::default()).unwrap_err().to_string();
+    assert!(error.contains("a text file has no column `label`"), "{error}");
+}
+
+#[test]
+fn a_second_text_and_lists_are_read_where_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jsonl");
+    std::fs::write(&path, r#"{"text": [{"role": "user"}], "input": "", "label": "x"}"#).unwrap();
+    let columns = Columns { second: Some("input".into()), structured: true, ..Columns::default() };
+    let example = read(&path, &columns).unwrap().remove(0);
+    assert_eq!((example.text.as_str(), example.second.as_deref()), (r#"[{"role":"user"}]"#, Some("")));
+    let error = read(&path, &Columns { structured: false, ..columns }).unwrap_err().to_string();
+    assert!(error.contains("`text` is not a string"), "{error}");
+}
+
+#[test]
+fn a_site_may_be_read_off_the_text_itself() {
+    let columns = Columns { site: Some("text".into()), ..Columns::default() };
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in [
+        ("a.csv", "text,label\nhi,x\n"),
+        ("a.tsv", "text\tlabel\nhi\tx\n"),
+        ("a.jsonl", r#"{"text": "hi", "label": "x"}"#),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let example = read(&path, &columns).unwrap().remove(0);
+        assert_eq!((example.text.as_str(), example.site.as_deref()), ("hi", Some("hi")), "{name}");
+    }
+}
+
+#[test]
 fn csv_follows_rfc_4180() {
     let content = "text,extra,label\r\n\"a, \"\"b\"\"\r\nc\",1,x\r\nplain,2,y\r\n";
     assert_eq!(rows("a.csv", content), pairs(&[("x", "a, \"b\"\r\nc"), ("y", "plain")]));
@@ -199,7 +238,7 @@ fn an_unreadable_path_and_an_unknown_extension_say_what_to_do() {
     assert!(error.starts_with("cannot read nowhere/a.tsv: "), "{error}");
     assert_eq!(
         default_message("a.xlsx", ""),
-        "a.xlsx: no reader for this kind of file; use one of .tsv, .csv, .jsonl, .ndjson, .json, .parquet; all \
+        "a.xlsx: no reader for this kind of file; use one of .tsv, .csv, .jsonl, .ndjson, .json, .parquet, .txt; all \
          but .parquet may be compressed, with .gz, .zst after that"
     );
 }

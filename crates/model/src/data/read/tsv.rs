@@ -1,7 +1,7 @@
 //! Tab-separated values without quoting.
 
 use super::text::Lines;
-use super::{Columns, Example, Origin, Places, Sink, example};
+use super::{Columns, Example, Origin, Places, Sink};
 use crate::data::DataError;
 use std::path::Path;
 
@@ -32,7 +32,5 @@ fn from_line(
         let found = fields.len();
         return Err(origin.malformed(format!("the header has {width} columns, but this line has {found}")));
     }
-    let field = |place: usize| fields[place].to_owned();
-    let (label, site) = (places.label.map(field), places.site.map(field));
-    example(columns, origin, field(places.text), label, site)
+    places.example(columns, origin, |place| fields[place].to_owned())
 }

@@ -44,6 +44,9 @@ pub struct AdapterInfo {
     /// What it was trained for.
     #[serde(default)]
     pub task: AdapterTask,
+    /// Whether prompts were put as questions in a chat; none where texts are labelled.
+    #[serde(default)]
+    pub chat: Option<bool>,
     /// Whether the base stores adapted weights as `[inputs, outputs]`.
     #[serde(default)]
     pub fan_in_fan_out: bool,
@@ -76,6 +79,7 @@ fn info_json(info: &AdapterInfo) -> Value {
         "id2label": label_maps(&info.labels).0,
         "max_length": info.max_length,
         "task": info.task,
+        "chat": info.chat,
         "fan_in_fan_out": info.fan_in_fan_out,
     })
 }

@@ -39,6 +39,7 @@ fn info() -> AdapterInfo {
         labels: vec!["acq".into(), "earn".into()],
         max_length: 128,
         task: AdapterTask::Classification,
+        chat: None,
         fan_in_fan_out: false,
     }
 }
