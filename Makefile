@@ -54,8 +54,8 @@ endif
 	$(REFERENCE) scripts/interop.py $(INTEROP_RUN) --model $(MODEL) \
 		--data assets/data/reuters-r8-test.tsv --fedpipe target/debug/fedpipe
 
-bench: assets reference ## Measure speed and memory beside PEFT and the machine's limit (QUICK=1: a short look)
-	$(PYTHON) bench/run.py $(if $(QUICK),--quick)
+bench: assets reference ## Measure speed and memory beside PEFT and the machine's limit (QUICK=1: a short look; E2E=FILE: a decoder, too)
+	$(PYTHON) bench/run.py $(if $(QUICK),--quick) $(if $(E2E),--e2e $(E2E))
 
 golden: assets reference ## Make the golden test fixtures anew with PyTorch
 	$(REFERENCE) scripts/golden_bert.py

@@ -2,6 +2,7 @@
 """LoRA training steps of Hugging Face PEFT on PyTorch: the peer of `crates/model/examples/bench_steps.rs`.
 
     .venv-interop/bin/python bench/peft_steps.py [--bf16] [--no-dropout] [--sort] [--compile] [--steps N]
+    .venv-interop/bin/python bench/peft_steps.py --model FOLDER_WITH_GGUF --data e2e.csv --lm mr,ref --batch 8
 
 The same model, texts and batches, the same LoRA, and one line of JSON with the same fields. Without options it is
 what people run: f32, the model's own dropout, batches of any texts. Padding, the batch's tensors and (with --compile) a
@@ -9,12 +10,14 @@ first pass over every width are not timed; tokens are real ones. Needs the envir
 """
 
 import argparse
+import csv
 import json
 import math
 import os
 import resource
 import time
 import warnings
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -22,7 +25,10 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-TARGETS = ["query", "key", "value", "attention.output.dense"]
+TARGETS = {
+    "SEQ_CLS": ["query", "key", "value", "attention.output.dense"],
+    "CAUSAL_LM": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
 # Steps that warm up.
 LEFT_OUT = 2
 # As in bench_steps.rs: text j of the benchmark is line (j * STRIDE) mod lines.
@@ -31,16 +37,35 @@ STRIDE = 2_654_435_761
 COMPILED_WIDTH = 32
 
 
-def read_texts(path, count):
-    """The labels and texts of all steps, and every label of the file in order."""
-    with open(path, encoding="utf-8") as file:
-        if file.readline().rstrip("\n").split("\t") != ["label", "text"]:
-            raise SystemExit(f"error: {path}: expected the columns label and text")
-        lines = [line.rstrip("\n").split("\t") for line in file if line.strip()]
+def read_texts(path, count, lm):
+    """The labels and texts of all steps, and every label of the file in order; a language model's texts have none."""
+    if lm:
+        with open(path, encoding="utf-8", newline="") as file:
+            prompt, completion = lm.split(",")
+            lines = [(None, f"{row[prompt]}\n{row[completion]}") for row in csv.DictReader(file)]
+    else:
+        with open(path, encoding="utf-8") as file:
+            if file.readline().rstrip("\n").split("\t") != ["label", "text"]:
+                raise SystemExit(f"error: {path}: expected the columns label and text")
+            lines = [line.rstrip("\n").split("\t") for line in file if line.strip()]
     if count > len(lines):
         raise SystemExit(f"error: {count} texts are needed, {path} has {len(lines)}")
     chosen = [lines[text * STRIDE % len(lines)] for text in range(count)]
-    return chosen, sorted({label for label, _ in lines})
+    return chosen, [] if lm else sorted({label for label, _ in lines})
+
+
+def load(options, labels):
+    """The tokenizer and the model, in f32; of a folder with a GGUF file, its weights expanded."""
+    where = {"pretrained_model_name_or_path": options.model}
+    gguf = sorted(Path(options.model).glob("*.gguf"))
+    if gguf:
+        where["gguf_file"] = gguf[0].name
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    if options.lm:
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    model = transformers.AutoModelForSequenceClassification
+    return tokenizer, model.from_pretrained(**where, num_labels=len(labels), dtype=torch.float32)
 
 
 def by_length(lengths, batch):
@@ -68,17 +93,16 @@ def padded(batch, width, padding):
 
 
 def measure(options):
-    chosen, labels = read_texts(options.data, options.batch * options.steps)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+    chosen, labels = read_texts(options.data, options.batch * options.steps, options.lm)
+    tokenizer, model = load(options, labels)
     encoded = tokenizer([text for _, text in chosen], truncation=True, max_length=options.max_length)
-    examples = [(ids, labels.index(label)) for ids, (label, _) in zip(encoded["input_ids"], chosen)]
+    classes = {label: place for place, label in enumerate(labels)}
+    examples = [(ids, classes.get(label)) for ids, (label, _) in zip(encoded["input_ids"], chosen)]
     if options.sort:
         examples = [examples[text] for text in by_length([len(ids) for ids, _ in examples], options.batch)]
 
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        options.model, num_labels=len(labels), dtype=torch.float32
-    )
-    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=TARGETS))
+    task = "CAUSAL_LM" if options.lm else "SEQ_CLS"
+    model = get_peft_model(model, LoraConfig(task_type=task, r=8, lora_alpha=16, target_modules=TARGETS[task]))
     model.train()
     if options.no_dropout:
         without_dropout(model)
@@ -93,7 +117,11 @@ def measure(options):
         if options.compile:
             width = -(-width // COMPILED_WIDTH) * COMPILED_WIDTH
         inputs = padded(texts, width, tokenizer.pad_token_id)
-        inputs["labels"] = torch.tensor([label for _, label in part])
+        if options.lm:
+            # Padding does not count.
+            inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        else:
+            inputs["labels"] = torch.tensor([label for _, label in part])
         batches.append((inputs, sum(map(len, texts))))
 
     def loss_of(inputs):
@@ -144,6 +172,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="assets/models/all-MiniLM-L6-v2", help="a Hugging Face folder")
     parser.add_argument("--data", default="assets/data/20newsgroups-train.tsv", help="TSV: label, text")
+    parser.add_argument("--lm", metavar="PROMPT,COMPLETION", help="language model of texts in two columns of a CSV file")
     parser.add_argument("--bf16", action="store_true", help="autocast to bf16")
     parser.add_argument("--no-dropout", action="store_true", help="every dropout of the model at 0")
     parser.add_argument("--sort", action="store_true", help="batches of like length, so that little is padded")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures FedPipe beside its peers on this machine, prints a table and writes bench/results/DATE-PROCESSOR.json.
 
-    bench/run.py [--quick] [--rounds N] [--steps N] [--out FOLDER]
+    bench/run.py [--quick] [--rounds N] [--steps N] [--e2e FILE.csv] [--out FOLDER]
 
 Products of matrices beside the processor's limit and the `gemm` crate; whole training steps beside Hugging Face PEFT.
 Settings of training run in turn, a fresh process each, and each one's best round counts: noise only ever slows. `make
@@ -24,11 +24,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Raised when a field of the results changes its meaning.
-FORMAT = 1
+FORMAT = 2
 # Longer than any step takes to compile or run on two cores: a hung program is reported, not waited for.
 PROGRAM_TIMEOUT_S = 1800
 PEFT_AS_RUN = "PEFT f32, as people run it"
 
+# SmolLM2-135M as a GGUF file, which has no config.json.
+SMOLLM2 = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "key_value_size": 192,
+    "vocab_size": 49152,
+    "causal": True,
+}
 # name -> (who, options). Ours draws random batches unless sorted; PEFT's first setting is what its users get.
 SETTINGS = {
     "FedPipe bf16": ("fedpipe", ["--base", "bf16"]),
@@ -48,23 +57,28 @@ class Failure(Exception):
 
 
 def flop_per_token(config, rank, mean_context):
-    """Arithmetic of one LoRA training step of a BERT, forward and backward, per token; a multiply-add counts two.
+    """Arithmetic of one LoRA training step, forward and backward, per token; a multiply-add counts two.
 
-    `config` is the model's config.json; LoRA of `rank` sits on query, key, value and the attention's output;
-    `mean_context` is how many tokens a token attends to, on average over tokens. Counted is what such a step has to
-    execute: work that a program does beyond it (padding, a second forward pass) is not. Left out, below 1 % together:
-    embeddings, norms, activations, pooler, head, optimizer.
+    `config` has the fields of a BERT's config.json, or those of SMOLLM2 for a Llama that learns every next token; LoRA of
+    `rank` sits on query, key, value and the attention's output; `mean_context` is how long the text of a token is, on
+    average over tokens. Counted is what such a step has to execute: work that a program does beyond it (padding, a
+    second forward pass) is not. Left out, below 1 % together: embeddings, norms, activations, pooler, a classifier's
+    head, optimizer.
     """
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    # Query, key, value and output; the two of the feed-forward part.
-    frozen = layers * (4 * hidden * hidden + 2 * hidden * inner)
+    causal, narrow = config.get("causal", False), config.get("key_value_size", hidden)
+    # Query and output, key and value; a Llama's feed-forward part has a gate.
+    attended = 2 * hidden * hidden + 2 * hidden * narrow
+    frozen = layers * (attended + (3 if causal else 2) * hidden * inner)
     # dy·W for each, but nothing trains below the first query, key and value.
-    frozen_backward = frozen - 3 * hidden * hidden
-    # Forward q·kᵀ and p·v; backward q·kᵀ again, and the gradients of p, v, q and k.
-    attention = layers * (2 + 5) * mean_context * hidden
+    frozen_backward = frozen - hidden * hidden - 2 * hidden * narrow
+    # Logits, and their gradient.
+    vocabulary = 2 * config["vocab_size"] * hidden if causal else 0
+    # Forward q·kᵀ and p·v; backward q·kᵀ again, and the gradients of p, v, q and k. Half of a text lies before a token.
+    attention = layers * (2 + 5) * hidden * mean_context / (2 if causal else 1)
     # x·Aᵀ·Bᵀ forward, its gradient by x, and those of A and B.
-    lora = layers * 4 * 3 * rank * 2 * hidden
-    return 2 * (frozen + frozen_backward + attention + lora)
+    lora = layers * 3 * rank * (2 * 2 * hidden + 2 * (hidden + narrow))
+    return 2 * (frozen + frozen_backward + vocabulary + attention + lora)
 
 
 def best_round(rounds):
@@ -242,6 +256,9 @@ def parse_arguments():
     parser.add_argument("--python", type=Path, default=ROOT / ".venv-interop/bin/python", help="of `make reference`")
     parser.add_argument("--model", type=Path, default=ROOT / "assets/models/all-MiniLM-L6-v2")
     parser.add_argument("--data", type=Path, default=ROOT / "assets/data/20newsgroups-train.tsv")
+    parser.add_argument(
+        "--e2e", type=Path, default=ROOT / "assets/data/e2e/devset.csv", help="E2E NLG's texts; skipped where absent"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the results")
     options = parser.parse_args()
     for path, target in ((options.python, "reference"), (options.model, "assets"), (options.data, "assets")):
@@ -250,12 +267,24 @@ def parse_arguments():
     return options
 
 
+def workloads(options):
+    """What is trained: a name, the options of both programs, and what a token costs."""
+    config = json.loads((options.model / "config.json").read_text(encoding="utf-8"))
+    found = [("all-MiniLM-L6-v2, 20 Newsgroups", ["--model", options.model, "--data", options.data], config)]
+    smollm2 = ROOT / "assets/models/SmolLM2-135M-Instruct-GGUF"
+    if options.e2e.exists() and smollm2.exists():
+        where = ["--model", smollm2, "--data", options.e2e, "--lm", "mr,ref", "--batch", "8"]
+        found.append(("SmolLM2-135M, E2E NLG", where, SMOLLM2))
+    else:
+        print(f"SKIPPED: SmolLM2 on E2E NLG takes {options.e2e} (--e2e FILE) and {smollm2}", file=sys.stderr)
+    return found
+
+
 def bench(options):
     began, now = time.monotonic(), datetime.datetime.now()
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"warning: the machine is busy (load {load:.1f}); figures are rough", file=sys.stderr)
-    config = json.loads((options.model / "config.json").read_text(encoding="utf-8"))
     rounds, steps = options.rounds or (1 if options.quick else 2), options.steps or (6 if options.quick else 22)
     settings = QUICK_SETTINGS if options.quick else list(SETTINGS)
     product_options = ["--quick", "--models", "minilm", "--tokens", "512"] if options.quick else []
@@ -271,17 +300,19 @@ def bench(options):
             print("\nProducts in f32, `gemm` at AVX-512", flush=True)
             measured_products.append(measure_products(avx512, folder, ["--peer", *product_options]))
         print("\nTraining steps", flush=True)
-        where = ["--model", options.model, "--data", options.data]
-        programs = {
-            "limit": products,
-            "fedpipe": [steps_program, *where],
-            "peft": [options.python, ROOT / "bench/peft_steps.py", *where],
-        }
-        results = measure_steps(settings, programs, folder, rounds, steps)
-
-    check_same_work(results)
-    rows = compare(results, config)
-    print(f"\n{table(rows)}\n")
+        training = []
+        for workload, where, config in workloads(options):
+            print(f"\n{workload}", flush=True)
+            programs = {
+                "limit": products,
+                "fedpipe": [steps_program, *where],
+                "peft": [options.python, ROOT / "bench/peft_steps.py", *where],
+            }
+            results = measure_steps(settings, programs, folder, rounds, steps)
+            check_same_work(results)
+            rows = compare(results, config)
+            print(f"\n{table(rows)}\n", flush=True)
+            training.append({"workload": workload, "comparison": rows, "rounds": results})
     everything = {
         "format": FORMAT,
         "date": now.isoformat(timespec="seconds"),
@@ -292,8 +323,7 @@ def bench(options):
         "quick": options.quick,
         "rounds": rounds,
         "seconds": round(time.monotonic() - began),
-        "comparison": rows,
-        "training": results,
+        "training": training,
         "products": measured_products,
     }
     options.out.mkdir(parents=True, exist_ok=True)

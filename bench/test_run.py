@@ -37,6 +37,20 @@ class Arithmetic(unittest.TestCase):
         self.assertEqual(run.flop_per_token(MINILM, rank, 200), expected)
         self.assertAlmostEqual(expected / 1e6, 49, delta=0.5)
 
+    def test_a_step_of_a_llama_is_what_its_products_add_up_to(self):
+        tokens, rank = 100, 8
+        square, narrow = (tokens, 576, 576), (tokens, 576, 192)
+        feed_forward = [(tokens, 576, 1536), (tokens, 576, 1536), (tokens, 1536, 576)]
+        layer = [square, narrow, narrow, square, *feed_forward]
+        products = layer * 30 + layer * 29 + [square, *feed_forward] + [(tokens, 576, 49152)] * 2
+        # Nine heads of 64; of a causal product half counts.
+        products += [(tokens, 64, tokens / 2)] * 30 * 9 * 7
+        for inputs, outputs in [(576, 576), (576, 192), (576, 192), (576, 576)]:
+            products += [(tokens, inputs, rank), (tokens, rank, outputs)] * 3 * 30
+        expected = sum(2 * m * k * n for m, k, n in products) / tokens
+        self.assertAlmostEqual(run.flop_per_token(run.SMOLLM2, rank, tokens), expected, delta=1)
+        self.assertAlmostEqual(expected / 1e6, 545, delta=15)
+
     def test_a_setting_stands_to_both_peers_and_to_the_limit(self):
         results = {
             "ours": [figures(3000.0, memory=50.0), figures(4000.0, memory=60.0)],

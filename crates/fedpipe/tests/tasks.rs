@@ -118,7 +118,8 @@ fn sites_are_told_apart_by_a_pattern() {
     let (summary, _) = learned(&world, "a.csv", &csv, &[&settings[..], &[partition]].concat());
     // Three groups of thirty go to two silos whole.
     assert_eq!(summary["silos"]["north"]["examples"], 60);
-    let run = ["run", "run.toml", "--output", "runs/b", "--set", "task.kind=instruct", "--set", "data.train=[\"a.csv\"]"];
+    let run =
+        ["run", "run.toml", "--output", "runs/b", "--set", "task.kind=instruct", "--set", "data.train=[\"a.csv\"]"];
     let refuse =
         |partition: &str| world.refuse(&[&run[..], &["--set", partition, "--set", "data.test=[\"a.csv\"]"]].concat());
     let message = refuse(r#"federation.partition={kind="column", name="prompt", pattern="name"}"#);

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! cargo run --release -p fedpipe-model --example bench_steps -- [--base bf16] [--sort] [--steps 12] [--batch 16]
-//!     [--max-length 256] [--model FOLDER] [--data FILE.tsv]
+//!     [--max-length 256] [--model FOLDER] [--data FILE] [--lm PROMPT,COMPLETION]
 //! ```
 //!
-//! LoRA of rank 8 on query, key, value and the attention's output, over frozen weights in the format `--base`. Prints
-//! one line of JSON; the first two steps are left out of it.
+//! LoRA of rank 8 on query, key, value and the attention's output, over frozen weights in the format `--base`: a
+//! classification, or with `--lm` the next token of texts made of two columns, every token of them. Prints one line of
+//! JSON; the first two steps are left out of it.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -19,7 +20,7 @@ use fedpipe_kernels::{CountingAllocator, Path as KernelPath, keep_freed_memory};
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Batches, Columns, Dataset, Example, Labels, read};
 use fedpipe_model::ops::OpsKind;
-use fedpipe_model::{BaseModel, Objective, Training, train};
+use fedpipe_model::{BaseModel, Training, train};
 use mimalloc::MiMalloc;
 use serde_json::{Value, json};
 
@@ -27,7 +28,6 @@ use serde_json::{Value, json};
 #[global_allocator]
 static HEAP: CountingAllocator<MiMalloc> = CountingAllocator::new(MiMalloc);
 
-const TARGETS: [&str; 4] = ["query", "key", "value", "attention.output.dense"];
 const RANK: usize = 8;
 const SCALING: f32 = 2.0;
 /// Steps that warm up.
@@ -44,6 +44,8 @@ struct Options {
     max_length: usize,
     model: PathBuf,
     data: PathBuf,
+    /// Columns of a language model's texts; a classification without.
+    lm: Option<(String, String)>,
 }
 
 fn main() -> ExitCode {
@@ -70,6 +72,7 @@ impl Options {
             max_length: 256,
             model: "assets/models/all-MiniLM-L6-v2".into(),
             data: "assets/data/20newsgroups-train.tsv".into(),
+            lm: None,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
@@ -81,6 +84,12 @@ impl Options {
                 "--max-length" => options.max_length = value()?.parse()?,
                 "--model" => options.model = value()?.into(),
                 "--data" => options.data = value()?.into(),
+                "--lm" => {
+                    let columns = value()?;
+                    let (prompt, completion) =
+                        columns.split_once(',').ok_or("--lm takes two columns, such as mr,ref")?;
+                    options.lm = Some((prompt.into(), completion.into()));
+                }
                 other => return Err(format!("{other}: unknown; see the head of bench_steps.rs").into()),
             }
         }
@@ -93,17 +102,17 @@ impl Options {
 
 fn measure(options: &Options) -> Result<Value, Box<dyn Error>> {
     let base = BaseModel::open(&options.model)?;
-    let (data, labels) = texts(options, &base)?;
+    let data = texts(options, &base)?;
     let order = if options.sort { by_length(&data, options.batch) } else { (0..data.len()).collect() };
     let expected: Vec<u64> = order.chunks(options.batch).map(|batch| data.subset(batch).tokens() as u64).collect();
     let seed = Seed(0);
     let data = arranged(&data, &order, options.batch, seed);
     let encoder = base.encoder(options.base)?;
-    let work = work(options, &base, labels.len(), seed);
+    let work = work(options, &base, &data, seed)?;
 
     HEAP.reset_peak();
     let (mut steps, mut last_loss, mut start) = (Vec::new(), f64::NAN, Instant::now());
-    let objective = Objective::Classification { head_module: base.outline().head_module };
+    let objective = base.objective(&data.targets, options.base)?;
     let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: None };
     train(training, &data, &work, seed, &Stop::default(), &mut |report| {
         steps.push((report.tokens, start.elapsed().as_secs_f64()));
@@ -141,17 +150,28 @@ fn measure(options: &Options) -> Result<Value, Box<dyn Error>> {
 }
 
 /// The texts of all steps, in the order that both sides of the comparison number them.
-fn texts(options: &Options, base: &BaseModel) -> Result<(Dataset, Labels), Box<dyn Error>> {
-    let lines = read(&options.data, &Columns::default())?;
-    let labels = Labels::of(&lines)?;
+fn texts(options: &Options, base: &BaseModel) -> Result<Dataset, Box<dyn Error>> {
+    let columns = match &options.lm {
+        None => Columns::default(),
+        Some((prompt, completion)) => Columns { label: Some(completion.clone()), ..Columns::of_text(prompt) },
+    };
+    let lines = read(&options.data, &columns)?;
     let count = options.batch * options.steps;
     if count > lines.len() {
         return Err(format!("{count} texts are needed, the file has {}", lines.len()).into());
     }
     let line = |text: usize| (text as u64 * STRIDE % lines.len() as u64) as usize;
-    let chosen: Vec<Example> = (0..count).map(|text| lines[line(text)].clone()).collect();
+    let mut chosen: Vec<Example> = (0..count).map(|text| lines[line(text)].clone()).collect();
     let encoder = base.text_encoder(options.max_length)?;
-    Ok((encoder.examples(&chosen, &labels)?, labels))
+    if options.lm.is_none() {
+        return Ok(encoder.examples(&chosen, &Labels::of(&lines)?)?);
+    }
+    chosen.iter_mut().for_each(|example| example.text = format!("{}\n{}", example.text, example.label));
+    let data = encoder.documents(&chosen, None)?;
+    match data.lengths().max() {
+        Some(longest) if longest > options.max_length => Err(format!("a text has {longest} tokens").into()),
+        _ => Ok(data),
+    }
 }
 
 /// Batches of texts of like length, themselves in a mixed order: block i comes i · s-th, with the least s from 0.6 of
@@ -180,15 +200,17 @@ fn arranged(data: &Dataset, order: &[usize], batch: usize, seed: Seed) -> Datase
     data.subset(&place)
 }
 
-fn work(options: &Options, base: &BaseModel, classes: usize, seed: Seed) -> TrainWork {
-    let outline = base.outline();
-    let adapted = outline.candidates.iter().filter(|weight| TARGETS.contains(&weight.kind.as_str()));
+fn work(options: &Options, base: &BaseModel, data: &Dataset, seed: Seed) -> Result<TrainWork, Box<dyn Error>> {
+    let classes = data.classes().iter().max().map(|&last| last as usize + 1);
+    // The architecture's own choice of weights: those of attention.
+    let spec = base.spec(&[], classes)?;
     let fresh = |id: &str, inputs, outputs| LowRank::fresh(RANK, inputs, outputs, seed.named(id));
-    TrainWork {
+    let adapted = spec.candidates.iter();
+    Ok(TrainWork {
         adapter: Adapter {
             scaling: SCALING,
             factors: adapted.map(|w| (w.id.clone(), fresh(w.id.as_str(), w.inputs, w.outputs))).collect(),
-            head: fresh_head(&outline.head_shapes(classes), seed),
+            head: fresh_head(&spec.head, seed),
         },
         fixed: BTreeMap::new(),
         base_format: options.base,
@@ -200,7 +222,7 @@ fn work(options: &Options, base: &BaseModel, classes: usize, seed: Seed) -> Trai
         dropout: 0.0,
         spare_bytes: 0,
         recompute: false,
-    }
+    })
 }
 
 /// The most memory that the process ever had resident, where the system tells it.
