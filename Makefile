@@ -9,6 +9,9 @@ FUZZ_SECONDS ?= 60
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 DEMO_RUN := runs/r8-demo-$(STAMP)
 INTEROP_RUN := $(if $(RUN),$(RUN),runs/interop-$(STAMP))
+FIXTURES := crates/testkit/fixtures/encoders
+ENCODERS := roberta distilbert
+ENCODER_RUN := runs/interop-$(STAMP)
 REFERENCE := .venv-interop/bin/python
 MODEL := assets/models/all-MiniLM-L6-v2
 
@@ -53,6 +56,14 @@ ifeq ($(RUN),)
 endif
 	$(REFERENCE) scripts/interop.py $(INTEROP_RUN) --model $(MODEL) \
 		--data assets/data/reuters-r8-test.tsv --fedpipe target/debug/fedpipe
+	# Other heads and other names, over random models.
+	for name in $(ENCODERS); do \
+		target/debug/fedpipe run examples/r8.toml --output $(ENCODER_RUN)-$$name \
+			--set model.path=$(FIXTURES)/$$name --set training.max_length=20 \
+			--set federation.rounds=1 --set training.local_steps=5 && \
+		$(REFERENCE) scripts/interop.py $(ENCODER_RUN)-$$name --model $(FIXTURES)/$$name \
+			--data assets/data/reuters-r8-test.tsv --fedpipe target/debug/fedpipe || exit; \
+	done
 
 bench: assets reference ## Measure speed and memory beside PEFT and the machine's limit (QUICK=1: a short look; E2E=FILE: a decoder, too)
 	$(PYTHON) bench/run.py $(if $(QUICK),--quick) $(if $(E2E),--e2e $(E2E))
@@ -60,6 +71,7 @@ bench: assets reference ## Measure speed and memory beside PEFT and the machine'
 golden: assets reference ## Make the golden test fixtures anew with PyTorch
 	$(REFERENCE) scripts/golden_bert.py
 	$(REFERENCE) scripts/golden_minilm.py
+	$(REFERENCE) scripts/golden_encoders.py
 	$(REFERENCE) scripts/golden_decoders.py
 	$(REFERENCE) scripts/golden_sampling.py
 	# Apart from the reference environment: PEFT would load it too, and try to fetch kernels with it.

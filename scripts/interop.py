@@ -100,6 +100,8 @@ def base_model(folder, labels):
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
         dtype=torch.float32,
+        # A head of the base's own may have other labels; the adapter brings the one that counts.
+        ignore_mismatched_sizes=True,
     )
 
 

@@ -98,7 +98,7 @@ impl Trained {
     /// # Errors
     /// When a tensor operation fails.
     pub fn predict(&self, texts: &Dataset) -> Result<Vec<Prediction>, AppError> {
-        Ok(predict(&*self.weights()?, self.base.outline().head_module, &self.adapter, texts)?)
+        Ok(predict(&*self.weights()?, self.base.outline().head, &self.adapter, texts)?)
     }
 }
 

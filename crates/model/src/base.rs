@@ -91,9 +91,7 @@ impl BaseModel {
     pub fn objective(&self, targets: &Targets, format: BaseFormat) -> Result<Objective, Error> {
         match targets {
             Targets::Tokens(_) => Ok(Objective::Language { head: self.output_head(format)? }),
-            Targets::Classes(_) | Targets::None => {
-                Ok(Objective::Classification { head_module: self.outline.head_module })
-            }
+            Targets::Classes(_) | Targets::None => Ok(Objective::Classification { head: self.outline.head }),
         }
     }
 

@@ -4,10 +4,11 @@ use crate::Error;
 use crate::adapter::Adapters;
 use crate::arch::Backbone;
 use crate::data::Dataset;
+use crate::head::HeadLayout;
 use crate::metrics::{Confusion, TokenLoss};
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
-use crate::task::{Objective, classification_head};
+use crate::task::Objective;
 use fedpipe_core::{Adapter, Metrics};
 use std::collections::BTreeMap;
 
@@ -31,16 +32,16 @@ pub struct Prediction {
 /// When the adapter does not fit the model, or a tensor operation fails.
 pub fn logits(
     encoder: &dyn Backbone,
-    head_module: &str,
+    head: &HeadLayout,
     adapter: &Adapter,
     data: &Dataset,
 ) -> Result<Vec<Vec<f32>>, Error> {
     let adapters = Adapters::constant(adapter);
     let mut parameters = Parameters::default();
-    let head: BTreeMap<_, _> =
+    let values: BTreeMap<_, _> =
         adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
-    let head = classification_head(head_module, &head)?;
-    let classes = parameters.get(head.weight).rows();
+    let head = head.parameters(&values)?;
+    let classes = parameters.get(head.output.weight).rows();
     let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut logits = Vec::with_capacity(data.len());
@@ -61,11 +62,11 @@ pub fn logits(
 /// As [`logits`].
 pub fn predict(
     encoder: &dyn Backbone,
-    head_module: &str,
+    head: &HeadLayout,
     adapter: &Adapter,
     data: &Dataset,
 ) -> Result<Vec<Prediction>, Error> {
-    let predictions = logits(encoder, head_module, adapter, data)?.into_iter().map(|logits| {
+    let predictions = logits(encoder, head, adapter, data)?.into_iter().map(|logits| {
         let class = most_probable(&logits);
         Prediction { class, probability: (-surprise(&logits, class)).exp(), logits }
     });
@@ -84,9 +85,7 @@ pub fn evaluate(
     data: &Dataset,
 ) -> Result<Metrics, Error> {
     match objective {
-        Objective::Classification { head_module } => {
-            Ok(classified(&logits(encoder, head_module, adapter, data)?, data))
-        }
+        Objective::Classification { head } => Ok(classified(&logits(encoder, head, adapter, data)?, data)),
         Objective::Language { .. } => written(encoder, objective, adapter, data),
     }
 }

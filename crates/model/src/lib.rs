@@ -10,6 +10,7 @@ pub mod data;
 mod error;
 mod evaluate;
 pub mod generate;
+pub mod head;
 pub mod io;
 pub mod metrics;
 mod nn;

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::arch::Backbone;
 use crate::data::{Batch, Targets};
+use crate::head::HeadLayout;
 use crate::ops::{ClassifierHead, IGNORED, Offsets, Ops, Value};
 use crate::parameters::ParameterId;
 use fedpipe_kernels::FrozenMatrix;
@@ -13,10 +14,10 @@ use std::sync::Arc;
 /// What a model is trained for.
 #[derive(Debug, Clone)]
 pub enum Objective {
-    /// The class of a text, by a head of its own that trains along: the module that it has in Hugging Face's model.
+    /// The class of a text, by a head of its own that trains along.
     Classification {
-        /// The module (`classifier`, `score`).
-        head_module: &'static str,
+        /// What the head consists of.
+        head: &'static HeadLayout,
     },
     /// The token that comes next, by the model's frozen output head.
     Language {
@@ -29,10 +30,10 @@ impl Objective {
     /// The loss over the parameters of an adapter's head.
     ///
     /// # Errors
-    /// When the head lacks its weight.
+    /// When the head lacks a tensor.
     pub(crate) fn loss(&self, head: &BTreeMap<String, ParameterId>) -> Result<Loss<'_>, Error> {
         Ok(match self {
-            Self::Classification { head_module } => Loss::Classes(classification_head(head_module, head)?),
+            Self::Classification { head: layout } => Loss::Classes(layout.parameters(head)?),
             Self::Language { head } => Loss::Tokens(head),
         })
     }
@@ -93,17 +94,6 @@ fn tails(offsets: &[usize], next: &[u32]) -> Vec<Range<usize>> {
         counts.map_or(pair[1], |first| pair[0] + first)..pair[1]
     };
     offsets.windows(2).map(tail).collect()
-}
-
-/// The classifier over the pooled state among a head's parameters: `<module>.weight` `[classes, hidden]`, and
-/// `<module>.bias` `[1, classes]` where it has one.
-///
-/// # Errors
-/// When the weight is missing.
-pub fn classification_head(module: &str, head: &BTreeMap<String, ParameterId>) -> Result<ClassifierHead, Error> {
-    let get = |name: &str| head.get(&format!("{module}.{name}")).copied();
-    let weight = get("weight").ok_or_else(|| Error::Misfit(format!("its head lacks {module}.weight")))?;
-    Ok(ClassifierHead { weight, bias: get("bias") })
 }
 
 #[cfg(test)]

@@ -2,34 +2,20 @@
 //! (`scripts/golden_bert.py`), and the real MiniLM against `scripts/golden_minilm.py`, over both kinds of operations.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use candle_core::{Device, Tensor};
+mod common;
+
+use candle_core::Tensor;
+use common::{assert_close, candidates, fixture, flat, matrix, probes, safetensors, workspaces};
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, WeightId};
 use fedpipe_model::BaseModel;
-use fedpipe_model::adapter::{Adapters, Attached, Trainable, Trained};
+use fedpipe_model::adapter::{Adapters, Trainable};
 use fedpipe_model::ops::{ClassifierHead, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, Parameters};
-use fedpipe_model::task::classification_head;
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures").join(name)
-}
+use std::path::Path;
 
 fn golden() -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(fixture("bert-tiny/golden.safetensors"), &Device::Cpu).unwrap()
-}
-
-fn flat(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// Relative to the largest expected value.
-fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len(), "{what}: shape");
-    let size = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let worst = found.iter().zip(expected).map(|(f, e)| (f - e).abs()).fold(0.0, f32::max);
-    assert!(worst <= tolerance * size, "{what}: {worst} off at values up to {size}");
+    safetensors(fixture("bert-tiny/golden.safetensors"))
 }
 
 struct Batch {
@@ -47,17 +33,6 @@ fn batch(golden: &HashMap<String, Tensor>) -> Batch {
     }
 }
 
-/// Both kinds of operations; the fast ones also with every layer recomputed on the way back.
-fn workspaces() -> [(String, Workspace); 3] {
-    [(OpsKind::Reference, false), (OpsKind::Fast, false), (OpsKind::Fast, true)].map(|(kind, recompute)| {
-        (format!("{kind:?}, recompute {recompute}:"), Workspace::new(kind, BaseFormat::F32, recompute))
-    })
-}
-
-fn safetensors(path: PathBuf) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
-}
-
 #[test]
 fn logits_loss_and_base_gradients_agree_with_transformers() {
     let golden = golden();
@@ -65,27 +40,13 @@ fn logits_loss_and_base_gradients_agree_with_transformers() {
     let base = BaseModel::open(&fixture("bert-tiny")).unwrap();
     let encoder = base.encoder(BaseFormat::F32).unwrap();
     let model = safetensors(fixture("bert-tiny/model.safetensors"));
-    // The gradient of a frozen W is read off a low-rank path with A = I and B = 0: dB = dyᵀ·x = dW.
-    let mut weights: Vec<(WeightId, usize, usize)> =
-        base.outline().candidates.iter().map(|c| (c.id.clone(), c.inputs, c.outputs)).collect();
+    let mut weights = candidates(&base);
     weights.push((WeightId::from("bert.pooler.dense"), 32, 32));
     for (kind, workspace) in workspaces() {
         let mut parameters = Parameters::default();
-        let head = ["classifier.weight", "classifier.bias"].map(|name| {
-            let values = flat(&model[name]);
-            let rows = if name.ends_with("bias") { 1 } else { values.len() / 32 };
-            (name, parameters.add(Matrix::new(rows, values.len() / rows, values).unwrap()))
-        });
-        let classifier = ClassifierHead { weight: head[0].1, bias: Some(head[1].1) };
-        let mut adapters = Adapters::none();
-        let mut probes = Vec::new();
-        for (id, inputs, outputs) in &weights {
-            let a = parameters.add(Matrix::from_fn(*inputs, *inputs, |i, j| f32::from(i == j)));
-            let b = parameters.add(Matrix::zeros(*outputs, *inputs));
-            probes.push((id, b));
-            let trained = Some(Trained { a, b });
-            adapters.insert(id.clone(), Attached { trained, fixed: None, scaling: 1.0 });
-        }
+        let head = ["classifier.weight", "classifier.bias"].map(|name| (name, parameters.add(matrix(&model[name]))));
+        let classifier = ClassifierHead::linear(head[0].1, Some(head[1].1));
+        let (adapters, probes) = probes(weights.clone(), &mut parameters);
         let mut gradients = Gradients::new(&parameters);
         let mut ops = workspace.ops(&parameters, &adapters, Pass::Training).unwrap();
         let pooled = encoder.pooled(&mut *ops, &batch.ids, &batch.offsets).unwrap();
@@ -114,16 +75,13 @@ fn a_peft_adapter_gives_the_same_logits_loss_and_gradients() {
     let encoder = base.encoder(BaseFormat::F32).unwrap();
     let mut tensors = BTreeMap::new();
     for (name, tensor) in safetensors(fixture("bert-tiny/peft-adapter/adapter_model.safetensors")) {
-        let tensor = if tensor.rank() == 1 { tensor.unsqueeze(0).unwrap() } else { tensor };
-        let (rows, cols) = tensor.dims2().unwrap();
-        let matrix = Matrix::new(rows, cols, flat(&tensor)).unwrap();
-        tensors.insert(name.strip_prefix(PREFIX).unwrap().to_string(), matrix);
+        tensors.insert(name.strip_prefix(PREFIX).unwrap().to_string(), matrix(&tensor));
     }
     let adapter = Adapter::from_tensors(2.0, tensors).unwrap();
     for (kind, workspace) in workspaces() {
         let trainable = Trainable::new(&adapter);
         let adapters = trainable.attached(&BTreeMap::new());
-        let head = classification_head("classifier", trainable.head()).unwrap();
+        let head = base.outline().head.parameters(trainable.head()).unwrap();
         let mut gradients = Gradients::new(&trainable.parameters);
         let mut ops = workspace.ops(&trainable.parameters, &adapters, Pass::Training).unwrap();
         let pooled = encoder.pooled(&mut *ops, &batch.ids, &batch.offsets).unwrap();
@@ -160,7 +118,7 @@ fn the_real_minilm_agrees_with_transformers() {
     // `scripts/golden_minilm.py` sets the head to weight[i, j] = sin(1 + 384·i + j), bias 0, 4 labels.
     let mut parameters = Parameters::default();
     let weight = Matrix::from_fn(4, 384, |i, j| (1.0 + (384 * i + j) as f64).sin() as f32);
-    let head = ClassifierHead { weight: parameters.add(weight), bias: Some(parameters.add(Matrix::zeros(1, 4))) };
+    let head = ClassifierHead::linear(parameters.add(weight), Some(parameters.add(Matrix::zeros(1, 4))));
     let encoder = base.encoder(BaseFormat::F32).unwrap();
     let cases = fixture["cases"].as_array().unwrap();
     let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();

@@ -2,10 +2,13 @@
 //! (`scripts/golden_decoders.py`), over both kinds of operations.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use candle_core::{Device, Tensor};
+mod common;
+
+use candle_core::Tensor;
+use common::{TOLERANCE, assert_close, candidates, flat, message_with, probes, safetensors, workspaces};
 use fedpipe_core::{Adapter, BaseFormat, LowRank, Matrix, Seed, Stop, TrainWork, WeightId};
 use fedpipe_kernels::FrozenMatrix;
-use fedpipe_model::adapter::{Adapters, Attached, Trained, fresh_head};
+use fedpipe_model::adapter::{Adapters, fresh_head};
 use fedpipe_model::arch::Backbone;
 use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::io::read_adapter;
@@ -13,33 +16,13 @@ use fedpipe_model::ops::{ClassifierHead, IGNORED, KvCache, Offsets, OpsKind, Pas
 use fedpipe_model::parameters::{Gradients, ParameterId, Parameters};
 use fedpipe_model::{BaseModel, Objective, Training, logits, train};
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 const MODELS: [&str; 7] = ["gpt2", "llama", "llama-linear", "llama3", "mistral", "qwen2", "qwen3"];
-const TOLERANCE: f32 = 1e-4;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/decoders").join(name)
-}
-
-fn flat(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// Relative to the largest expected value.
-fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len(), "{what}: shape");
-    let size = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let worst = found.iter().zip(expected).map(|(f, e)| (f - e).abs()).fold(0.0, f32::max);
-    assert!(worst <= tolerance * size, "{what}: {worst} off at values up to {size}");
-}
-
-/// Both kinds of operations; the fast ones also with every layer recomputed on the way back.
-fn workspaces() -> [(String, Workspace); 3] {
-    [(OpsKind::Reference, false), (OpsKind::Fast, false), (OpsKind::Fast, true)].map(|(kind, recompute)| {
-        (format!("{kind:?}, recompute {recompute}"), Workspace::new(kind, BaseFormat::F32, recompute))
-    })
+    common::fixture("decoders").join(name)
 }
 
 struct Golden {
@@ -53,7 +36,7 @@ struct Golden {
 
 impl Golden {
     fn of(name: &str) -> Self {
-        let tensors = candle_core::safetensors::load(fixture(name).join("golden.safetensors"), &Device::Cpu).unwrap();
+        let tensors = safetensors(fixture(name).join("golden.safetensors"));
         let integers = |name: &str| tensors[name].to_vec1::<i64>().unwrap();
         Self {
             ids: integers("input_ids").iter().map(|&v| v as u32).collect(),
@@ -72,18 +55,6 @@ impl Golden {
     fn head(&self, model: &dyn Backbone) -> Arc<FrozenMatrix> {
         let head = self.base.outline().causal.clone().unwrap();
         head.load(self.base.files().weights(), model.format(), model.language().unwrap()).unwrap()
-    }
-
-    /// The gradient of a frozen W is read off a low-rank path with A = I and B = 0: dB = dyᵀ·x = dW.
-    fn probes(&self, parameters: &mut Parameters) -> (Adapters, Vec<(WeightId, ParameterId)>) {
-        let (mut adapters, mut probes) = (Adapters::none(), Vec::new());
-        for weight in &self.base.outline().candidates {
-            let a = parameters.add(Matrix::from_fn(weight.inputs, weight.inputs, |i, j| f32::from(i == j)));
-            let b = parameters.add(Matrix::zeros(weight.outputs, weight.inputs));
-            probes.push((weight.id.clone(), b));
-            adapters.insert(weight.id.clone(), Attached { trained: Some(Trained { a, b }), fixed: None, scaling: 1.0 });
-        }
-        (adapters, probes)
     }
 
     fn check_gradients(&self, what: &str, task: &str, probes: &[(WeightId, ParameterId)], gradients: &Gradients) {
@@ -106,7 +77,7 @@ fn language_models_agree_with_transformers() {
         let model = golden.base.encoder(BaseFormat::F32).unwrap();
         let head = golden.head(&*model);
         let mut parameters = Parameters::default();
-        let (adapters, probes) = golden.probes(&mut parameters);
+        let (adapters, probes) = probes(candidates(&golden.base), &mut parameters);
         // All states, and those of the later half of every sequence, outside of which no target counts.
         let all = golden.offsets.clone();
         let halves: Vec<usize> = all.windows(2).map(|pair| (pair[1] - pair[0]) - (pair[1] - pair[0]) / 2).collect();
@@ -145,10 +116,10 @@ fn classifiers_agree_with_transformers() {
         let golden = Golden::of(name);
         let model = golden.base.encoder(BaseFormat::F32).unwrap();
         let mut parameters = Parameters::default();
-        let (adapters, probes) = golden.probes(&mut parameters);
+        let (adapters, probes) = probes(candidates(&golden.base), &mut parameters);
         let (rows, columns) = golden.tensors["score.weight"].dims2().unwrap();
         let weight = parameters.add(Matrix::new(rows, columns, golden.values("score.weight")).unwrap());
-        let head = ClassifierHead { weight, bias: None };
+        let head = ClassifierHead::linear(weight, None);
         for (kind, workspace) in workspaces() {
             let what = format!("{name}, {kind}");
             let mut gradients = Gradients::new(&parameters);
@@ -237,7 +208,7 @@ fn decoders_train_as_classifiers() {
             };
             let encoder = base.encoder(base_format).unwrap();
             assert_eq!(encoder.bytes(), base.outline().base_bytes(base_format), "{name}");
-            let objective = Objective::Classification { head_module: base.outline().head_module };
+            let objective = Objective::Classification { head: base.outline().head };
             let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: None };
             let mut losses = Vec::new();
             let trained =
@@ -252,17 +223,7 @@ fn decoders_train_as_classifiers() {
 /// What cannot be computed as it is meant is refused by the key that asks for it.
 #[test]
 fn unsupported_configurations_are_refused_by_name() {
-    let refused = |model: &str, key: &str, value: serde_json::Value| {
-        let folder = tempfile::tempdir().unwrap();
-        for file in ["config.json", "model.safetensors"] {
-            std::fs::copy(fixture(model).join(file), folder.path().join(file)).unwrap();
-        }
-        let path = folder.path().join("config.json");
-        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        config[key] = value;
-        std::fs::write(&path, config.to_string()).unwrap();
-        BaseModel::open(folder.path()).err().map(|error| error.to_string()).unwrap_or_default()
-    };
+    let refused = |model: &str, key: &str, value| message_with(&format!("decoders/{model}"), key, value);
     let yarn = serde_json::json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4});
     for (model, key, value, expected) in [
         ("llama", "hidden_act", "gelu".into(), "hidden_act is \"gelu\""),
@@ -320,7 +281,7 @@ fn peft_adapters_give_the_same_logits() {
         let model = golden.base.encoder(BaseFormat::F32).unwrap();
         let texts: Vec<&[u32]> = golden.offsets.windows(2).map(|pair| &golden.ids[pair[0]..pair[1]]).collect();
         let data = Dataset::pack(&texts, Targets::Classes(golden.labels.clone()));
-        let found = logits(&*model, golden.base.outline().head_module, &saved.adapter, &data).unwrap().concat();
+        let found = logits(&*model, golden.base.outline().head, &saved.adapter, &data).unwrap().concat();
         assert_close(name, &found, &golden.values("lora.cls.logits"), TOLERANCE);
     }
 }

@@ -59,7 +59,7 @@ fn fifty_steps_lose_the_same() {
         };
         let encoder = base.encoder(base_format).unwrap();
         let mut losses = Vec::new();
-        let objective = Objective::Classification { head_module: base.outline().head_module };
+        let objective = Objective::Classification { head: base.outline().head };
         let training = Training { kind, encoder: &*encoder, objective: &objective, cache: None };
         train(training, &data, &work, seed, &Stop::default(), &mut |report| losses.push(report.loss)).unwrap();
         losses.chunks(WINDOW).map(|window| window.iter().sum::<f64>() / WINDOW as f64).collect::<Vec<_>>()

@@ -65,7 +65,7 @@ fn later_steps_allocate_no_activations() {
     {
         let encoder = base.encoder(format).unwrap();
         let mut large = Vec::new();
-        let objective = Objective::Classification { head_module: base.outline().head_module };
+        let objective = Objective::Classification { head: base.outline().head };
         let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: None };
         // One thread, so that which thread's working memory grows when does not depend on how work is stolen.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -89,7 +89,7 @@ fn cached_activations_train_to_the_same_bits() {
         let encoder = base.encoder(format).unwrap();
         let work = work(&base, 1, format, 12);
         let run = |cache: Option<&mut PrefixCache>| {
-            let objective = Objective::Classification { head_module: base.outline().head_module };
+            let objective = Objective::Classification { head: base.outline().head };
             let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache };
             train(training, &data, &work, Seed(3), &Stop::default(), &mut |_| {}).unwrap()
         };

@@ -22,7 +22,8 @@ pub fn export(args: &ExportArgs) -> Result<(), AppError> {
             (Task::Instruct(_) | Task::Lm { .. }, Some(causal)) => (causal.class, causal.tensor),
             _ => (outline.classifier_class, None),
         };
-        let layout = MergedLayout { class, prefix: outline.prefix, transposed: outline.transposed, head };
+        let (prefix, unused, transposed) = (outline.prefix, outline.unused, outline.transposed);
+        let layout = MergedLayout { class, prefix, unused, transposed, head };
         write_merged(&args.to, trained.base.files(), &trained.adapter, labels, &layout)?;
     } else {
         let info = AdapterInfo {

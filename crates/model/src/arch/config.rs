@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::io::{IoError, WeightSource};
+use fedpipe_kernels::Activation;
 use serde_json::Value;
 
 // Far above any model, and small enough that no product of two overflows.
@@ -42,6 +43,81 @@ pub(super) fn check_sizes(source: &dyn WeightSource, sizes: &[(&str, usize, usiz
         }
     }
     Ok(())
+}
+
+/// What configurations call the activations that there are.
+const ACTIVATIONS: [(&str, Activation); 3] =
+    [("gelu", Activation::Gelu), ("gelu_new", Activation::GeluTanh), ("gelu_pytorch_tanh", Activation::GeluTanh)];
+
+/// The activation that a key names; `default` is what the class fills in where the key is missing.
+pub(super) fn activation(source: &dyn WeightSource, key: &str, default: &str) -> Result<Activation, Error> {
+    let name = source.config_optional_str(key)?.unwrap_or(default);
+    match ACTIVATIONS.iter().find(|(known, _)| *known == name) {
+        Some(&(_, activation)) => Ok(activation),
+        None => {
+            let known = ACTIVATIONS.map(|(known, _)| known).join(", ");
+            refuse(source, key, format!("is {name:?}; supported are {known}"))
+        }
+    }
+}
+
+/// The sizes of a model whose heads share its width evenly.
+pub(super) struct Sizes {
+    pub(super) hidden: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    /// Width inside of the feed-forward part.
+    pub(super) inner: usize,
+    pub(super) vocabulary: usize,
+    /// Rows of the position table.
+    pub(super) positions: usize,
+}
+
+/// The keys of [`Sizes`].
+pub(super) struct SizeKeys {
+    pub(super) hidden: &'static str,
+    pub(super) layers: &'static str,
+    pub(super) heads: &'static str,
+    pub(super) inner: &'static str,
+    /// How many times `hidden` the class takes for `inner` where its key is missing; `None` where the key must be there.
+    pub(super) inner_factor: Option<usize>,
+    pub(super) positions: &'static str,
+}
+
+impl SizeKeys {
+    /// Reads the sizes and refuses those that no model can have.
+    pub(super) fn read(&self, source: &dyn WeightSource) -> Result<Sizes, Error> {
+        const VOCABULARY: &str = "vocab_size";
+        let hidden = source.config_usize(self.hidden)?;
+        let sizes = Sizes {
+            hidden,
+            layers: source.config_usize(self.layers)?,
+            heads: source.config_usize(self.heads)?,
+            inner: match self.inner_factor {
+                None => source.config_usize(self.inner)?,
+                Some(factor) => {
+                    source.config_optional_usize(self.inner)?.unwrap_or_else(|| hidden.saturating_mul(factor))
+                }
+            },
+            vocabulary: source.config_usize(VOCABULARY)?,
+            positions: source.config_usize(self.positions)?,
+        };
+        check_sizes(
+            source,
+            &[
+                (self.layers, sizes.layers, MAX_LAYERS),
+                (self.hidden, sizes.hidden, MAX_WIDTH),
+                (self.inner, sizes.inner, MAX_WIDTH),
+                (VOCABULARY, sizes.vocabulary, MAX_ROWS),
+                (self.positions, sizes.positions, MAX_ROWS),
+            ],
+        )?;
+        if sizes.heads == 0 || !sizes.hidden.is_multiple_of(sizes.heads) {
+            let reason = format!("is {}, which does not divide {} {}", sizes.heads, self.hidden, sizes.hidden);
+            return refuse(source, self.heads, reason);
+        }
+        Ok(sizes)
+    }
 }
 
 /// A number among the keys of an object of the configuration.

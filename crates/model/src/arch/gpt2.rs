@@ -2,11 +2,12 @@
 //!
 //! Its linear weights are stored `[inputs, outputs]`, and queries, keys and values come of one of them.
 
-use super::config::{MAX_LAYERS, MAX_ROWS, MAX_WIDTH, check_sizes, refuse, require_off};
+use super::config::{SizeKeys, Sizes, activation, refuse, require_off};
 use super::decoder::{Decoder, DecoderLayer, Projected, Tokens};
 use super::weights::Weights;
 use super::{Architecture, CausalHead, Outline};
 use crate::Error;
+use crate::head::SCORE;
 use crate::io::WeightSource;
 use crate::nn::Linear;
 use crate::ops::{AttentionShape, NormWeights, Ops, Value};
@@ -23,16 +24,17 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 const PREFIX: &str = "transformer.";
 const OUTPUT_HEAD: &str = "lm_head.weight";
 
-/// What GPT-2's class fills in where the configuration has no `activation_function`.
-const DEFAULT_ACTIVATION: &str = "gelu_new";
+const KEYS: SizeKeys = SizeKeys {
+    hidden: "n_embd",
+    layers: "n_layer",
+    heads: "n_head",
+    inner: "n_inner",
+    inner_factor: Some(4),
+    positions: "n_positions",
+};
 
 struct Config {
-    hidden: usize,
-    layers: usize,
-    heads: usize,
-    inner: usize,
-    vocabulary: usize,
-    positions: usize,
+    sizes: Sizes,
     epsilon: f32,
     activation: Activation,
     tied: bool,
@@ -40,52 +42,23 @@ struct Config {
 
 impl Config {
     fn read(source: &dyn WeightSource) -> Result<Self, Error> {
-        let activation = match source.config_optional_str("activation_function")?.unwrap_or(DEFAULT_ACTIVATION) {
-            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            "gelu" => Activation::Gelu,
-            other => {
-                let reason = format!("is {other:?}; gelu_new, gelu_pytorch_tanh and gelu are supported");
-                return refuse(source, "activation_function", reason);
-            }
-        };
         require_off(source, &["add_cross_attention"], "only decoders by themselves are supported")?;
         require_off(source, &["scale_attn_by_inverse_layer_idx"], "scores are scaled alike in every layer")?;
         if source.config_bool("scale_attn_weights")? == Some(false) {
             return refuse(source, "scale_attn_weights", "is false; scores are scaled by 1/√head_dim".into());
         }
-        let hidden = source.config_usize("n_embd")?;
-        let config = Self {
-            hidden,
-            layers: source.config_usize("n_layer")?,
-            heads: source.config_usize("n_head")?,
-            inner: source.config_optional_usize("n_inner")?.unwrap_or(hidden.saturating_mul(4)),
-            vocabulary: source.config_usize("vocab_size")?,
-            positions: source.config_usize("n_positions")?,
+        Ok(Self {
+            sizes: KEYS.read(source)?,
             epsilon: source.config_f64("layer_norm_epsilon")? as f32,
-            activation,
+            activation: activation(source, "activation_function", "gelu_new")?,
             // The class ties them where the configuration does not say.
             tied: source.config_bool("tie_word_embeddings")?.unwrap_or(true),
-        };
-        check_sizes(
-            source,
-            &[
-                ("n_layer", config.layers, MAX_LAYERS),
-                ("n_embd", config.hidden, MAX_WIDTH),
-                ("n_inner", config.inner, MAX_WIDTH),
-                ("vocab_size", config.vocabulary, MAX_ROWS),
-                ("n_positions", config.positions, MAX_ROWS),
-            ],
-        )?;
-        if config.heads == 0 || !config.hidden.is_multiple_of(config.heads) {
-            let reason = format!("is {}, which does not divide n_embd {}", config.heads, config.hidden);
-            return refuse(source, "n_head", reason);
-        }
-        Ok(config)
+        })
     }
 
     /// The linear weights of a layer: path below the layer, kind, columns, rows.
     fn layer_weights(&self) -> [(&'static str, &'static str, usize, usize); 4] {
-        let (h, i) = (self.hidden, self.inner);
+        let (h, i) = (self.sizes.hidden, self.sizes.inner);
         [
             ("attn.c_attn", "c_attn", h, 3 * h),
             ("attn.c_proj", "attn.c_proj", h, h),
@@ -95,10 +68,10 @@ impl Config {
     }
 
     fn outline(&self) -> Outline {
-        let h = self.hidden;
-        let mut matrices = vec![(self.vocabulary, h), (self.positions, h)];
+        let Sizes { hidden: h, layers, vocabulary, positions, .. } = self.sizes;
+        let mut matrices = vec![(vocabulary, h), (positions, h)];
         let mut candidates = Vec::new();
-        for layer in 0..self.layers {
+        for layer in 0..layers {
             for (path, kind, inputs, outputs) in self.layer_weights() {
                 matrices.push((outputs, inputs));
                 let id = WeightId::new(format!("{PREFIX}{}", at(layer, path)));
@@ -107,22 +80,22 @@ impl Config {
         }
         let layer_vectors = self.layer_weights().iter().map(|w| w.3).sum::<usize>() + 4 * h;
         Outline {
-            layers: self.layers,
+            layers,
             hidden: h,
-            vocabulary: self.vocabulary,
-            max_positions: self.positions,
+            vocabulary,
+            max_positions: positions,
             candidates,
             default_targets: &["c_attn"],
             matrices,
-            vector_values: self.layers * layer_vectors + 2 * h,
-            head_module: "score",
-            head_bias: false,
+            vector_values: layers * layer_vectors + 2 * h,
+            head: &SCORE,
             prefix: PREFIX,
+            unused: &[],
             classifier_class: "GPT2ForSequenceClassification",
             causal: Some(CausalHead {
                 class: "GPT2LMHeadModel",
                 tensor: (!self.tied).then_some(OUTPUT_HEAD),
-                shape: (self.vocabulary, h),
+                shape: (vocabulary, h),
             }),
             transposed: true,
         }
@@ -145,7 +118,7 @@ struct Layer {
 
 impl Layer {
     fn load(weights: &mut Weights<'_>, config: &Config, layer: usize) -> Result<Self, Error> {
-        let (h, eps) = (config.hidden, config.epsilon);
+        let (h, eps) = (config.sizes.hidden, config.epsilon);
         let mut linear = |path: &str, inputs, outputs| weights.transposed(&at(layer, path), inputs, outputs);
         let [attention, output, inner, outer] = config.layer_weights().map(|(path, _, i, o)| linear(path, i, o));
         Ok(Self {
@@ -186,14 +159,15 @@ impl DecoderLayer for Layer {
 
 fn load(source: &dyn WeightSource, format: BaseFormat) -> Result<Decoder<Layer>, Error> {
     let config = Config::read(source)?;
+    let Sizes { hidden, layers, heads, vocabulary, positions, .. } = config.sizes;
     let mut weights = Weights::new(source, format, PREFIX, "wte.weight");
     Ok(Decoder {
-        words: Arc::new(weights.matrix("wte", config.vocabulary, config.hidden)?),
-        places: Some(weights.matrix("wpe", config.positions, config.hidden)?),
-        layers: (0..config.layers).map(|layer| Layer::load(&mut weights, &config, layer)).collect::<Result<_, _>>()?,
-        norm: weights.layer_norm("ln_f", config.hidden, config.epsilon)?,
-        shape: AttentionShape { causal: true, ..AttentionShape::full(config.heads, config.hidden / config.heads) },
-        max_positions: config.positions,
+        words: Arc::new(weights.matrix("wte", vocabulary, hidden)?),
+        places: Some(weights.matrix("wpe", positions, hidden)?),
+        layers: (0..layers).map(|layer| Layer::load(&mut weights, &config, layer)).collect::<Result<_, _>>()?,
+        norm: weights.layer_norm("ln_f", hidden, config.epsilon)?,
+        shape: AttentionShape { causal: true, ..AttentionShape::full(heads, hidden / heads) },
+        max_positions: positions,
         tied: config.tied,
         format,
         bytes: weights.bytes(),

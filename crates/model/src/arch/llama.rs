@@ -10,6 +10,7 @@ use super::rotary::{Rotary, inverse_frequencies};
 use super::weights::Weights;
 use super::{Architecture, CausalHead, Outline};
 use crate::Error;
+use crate::head::SCORE;
 use crate::io::WeightSource;
 use crate::nn::{Linear, together};
 use crate::ops::{AttentionShape, NormWeights, Ops, Value};
@@ -230,9 +231,9 @@ impl Config {
             default_targets: &["q_proj", "k_proj", "v_proj", "o_proj"],
             matrices,
             vector_values: self.layers * layer_vectors + self.hidden,
-            head_module: "score",
-            head_bias: false,
+            head: &SCORE,
             prefix: PREFIX,
+            unused: &[],
             classifier_class: self.family.classifier_class,
             causal: Some(CausalHead {
                 class: self.family.causal_class,

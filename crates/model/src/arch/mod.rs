@@ -3,12 +3,15 @@
 mod bert;
 mod config;
 mod decoder;
+mod distilbert;
+mod encoder;
 mod gpt2;
 mod llama;
 mod rotary;
 mod weights;
 
 use crate::Error;
+use crate::head::HeadLayout;
 use crate::io::WeightSource;
 use crate::ops::{Block, KvCache, Offsets, Ops, Value};
 use fedpipe_core::{BaseFormat, CandidateWeight};
@@ -31,8 +34,16 @@ pub struct Architecture {
 pub type Load = fn(&dyn WeightSource, BaseFormat) -> Result<Box<dyn Backbone>, Error>;
 
 /// Every architecture.
-pub const ARCHITECTURES: &[Architecture] =
-    &[bert::ARCHITECTURE, gpt2::ARCHITECTURE, llama::LLAMA, llama::MISTRAL, llama::QWEN2, llama::QWEN3];
+pub const ARCHITECTURES: &[Architecture] = &[
+    bert::BERT,
+    bert::ROBERTA,
+    distilbert::ARCHITECTURE,
+    gpt2::ARCHITECTURE,
+    llama::LLAMA,
+    llama::MISTRAL,
+    llama::QWEN2,
+    llama::QWEN3,
+];
 
 /// The row of a model's `model_type`.
 ///
@@ -66,12 +77,12 @@ pub struct Outline {
     pub matrices: Vec<(usize, usize)>,
     /// Values in frozen vectors, always `f32`.
     pub vector_values: usize,
-    /// Module of the classification head (`classifier`), a linear layer over the pooled state.
-    pub head_module: &'static str,
-    /// Whether that head has a bias.
-    pub head_bias: bool,
+    /// The classification head over the pooled state.
+    pub head: &'static HeadLayout,
     /// Prefix of the base model's weights in a model with a head (`bert.`).
     pub prefix: &'static str,
+    /// What a checkpoint may hold behind that prefix although a classifier has none (`pooler.`).
+    pub unused: &'static [&'static str],
     /// Class that Hugging Face loads with a classification head.
     pub classifier_class: &'static str,
     /// What makes it a language model; `None` for encoders.
@@ -132,9 +143,7 @@ impl Outline {
 
     /// Rows and columns of the tensors of a classification head.
     pub fn head_shapes(&self, classes: usize) -> BTreeMap<String, (usize, usize)> {
-        let weight = (format!("{}.weight", self.head_module), (classes, self.hidden));
-        let bias = self.head_bias.then(|| (format!("{}.bias", self.head_module), (1, classes)));
-        [weight].into_iter().chain(bias).collect()
+        self.head.shapes(self.hidden, classes)
     }
 }
 

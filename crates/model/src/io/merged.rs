@@ -20,6 +20,8 @@ pub struct MergedLayout {
     /// What stands before the names of the encoder's weights, for example `bert.`; the checkpoint of the encoder alone
     /// does without.
     pub prefix: &'static str,
+    /// What stands behind that prefix in checkpoints, although the class has none of it.
+    pub unused: &'static [&'static str],
     /// Whether adapted weights are stored `[inputs, outputs]`, as GPT-2's are.
     pub transposed: bool,
     /// The base's own output head, which a language model keeps.
@@ -125,15 +127,16 @@ fn write_tokenizer(base: &GgufFile, folder: &Path) -> Result<(), IoError> {
 /// pre-training) stays behind, but for a language model's own head.
 fn base_names(base: &dyn WeightSource, layout: &MergedLayout) -> BTreeMap<String, String> {
     let names = base.tensor_names();
+    let is_used = |name: &str| !layout.unused.iter().any(|part| name.starts_with(part));
     let prefixed = names.iter().any(|name| name.starts_with(layout.prefix));
     let is_head = |name: &str| layout.head == Some(name);
     let kept = names.into_iter().filter(|name| !BUFFERS.iter().any(|buffer| name.ends_with(buffer)));
     if prefixed {
-        let kept = kept.filter(|name| name.starts_with(layout.prefix) || is_head(name));
+        let kept = kept.filter(|name| name.strip_prefix(layout.prefix).map_or(is_head(name), is_used));
         kept.map(|name| (name.into(), name.into())).collect()
     } else {
         let prefix = |name: &str| if is_head(name) { "" } else { layout.prefix };
-        kept.map(|name| (format!("{}{name}", prefix(name)), name.into())).collect()
+        kept.filter(|name| is_used(name)).map(|name| (format!("{}{name}", prefix(name)), name.into())).collect()
     }
 }
 
@@ -208,8 +211,13 @@ mod tests {
     use fedpipe_core::Matrix as Dense;
     use tempfile::TempDir;
 
-    const BERT: MergedLayout =
-        MergedLayout { class: "BertForSequenceClassification", prefix: "bert.", transposed: false, head: None };
+    const BERT: MergedLayout = MergedLayout {
+        class: "BertForSequenceClassification",
+        prefix: "bert.",
+        unused: &["extra."],
+        transposed: false,
+        head: None,
+    };
 
     fn base(names: &[&str]) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -246,8 +254,8 @@ mod tests {
     #[test]
     fn the_product_is_added_and_the_names_are_those_of_transformers() {
         for names in [
-            ["encoder.q.weight", "pooler.dense.bias", "embeddings.position_ids"],
-            ["bert.encoder.q.weight", "bert.pooler.dense.bias", "cls.predictions.bias"],
+            ["encoder.q.weight", "pooler.dense.bias", "embeddings.position_ids", "extra.dense.bias"],
+            ["bert.encoder.q.weight", "bert.pooler.dense.bias", "cls.predictions.bias", "bert.extra.dense.bias"],
         ] {
             let out = merge(&base(&names), &adapter("bert.encoder.q", 3)).unwrap();
             let file = TensorFile::open(&out.path().join("model.safetensors")).unwrap();
@@ -278,7 +286,7 @@ mod tests {
         let (a, b) = (Dense::from_fn(1, 2, |_, j| j as f32 + 1.0), Dense::from_fn(3, 1, |i, _| i as f32));
         let factors = [("transformer.h.0.attn.c_attn".into(), LowRank::new(a, b).unwrap())].into();
         let adapter = Adapter { scaling: 2.0, factors, head: Default::default() };
-        let layout = MergedLayout { class: "G", prefix: "transformer.", transposed: true, head: None };
+        let layout = MergedLayout { class: "G", prefix: "transformer.", unused: &[], transposed: true, head: None };
         let out = tempfile::tempdir().unwrap();
         write_merged(out.path(), &ModelFiles::open(base.path()).unwrap(), &adapter, &[], &layout).unwrap();
         let file = TensorFile::open(&out.path().join("model.safetensors")).unwrap();

@@ -1,8 +1,8 @@
 //! The head of a classifier and its loss, over the few rows that a pooler makes. In f32.
 
-use super::fast::Fast;
+use super::fast::{Backward, Fast};
 use super::reference::Reference;
-use super::{Classified, ClassifierHead, Value};
+use super::{Classified, ClassifierHead, HeadActivation, TrainedLinear, Value};
 use crate::Error;
 use crate::parameters::Parameters;
 use bytemuck::Pod;
@@ -14,20 +14,78 @@ use std::rc::Rc;
 /// Classes of the head, where everything fits.
 fn check(parameters: &Parameters, x: &Value, head: ClassifierHead, labels: Option<&[u32]>) -> Result<usize, Error> {
     let shape = |id| (parameters.get(id).rows(), parameters.get(id).cols());
-    let (weight, bias) = (shape(head.weight), head.bias.map(shape));
-    let classes = weight.0;
-    if weight.1 != x.columns() || bias.is_some_and(|bias| bias != (1, classes)) {
-        return Err(Error::shape(format!("a head of weight {weight:?} and bias {bias:?} over {x:?}")));
+    let mut width = x.columns();
+    for layer in head.inner.map(|(layer, _)| layer).into_iter().chain([head.output]) {
+        let (weight, bias) = (shape(layer.weight), layer.bias.map(shape));
+        if weight.1 != width || bias.is_some_and(|bias| bias != (1, weight.0)) {
+            return Err(Error::shape(format!("a head of weight {weight:?} and bias {bias:?} over {x:?}")));
+        }
+        width = weight.0;
     }
     if let Some(labels) = labels {
         if labels.len() != x.rows() {
             return Err(Error::shape(format!("{} labels for {} sequences", labels.len(), x.rows())));
         }
-        if let Some(label) = labels.iter().find(|&&label| label as usize >= classes) {
-            return Err(Error::shape(format!("label {label} of {classes} classes")));
+        if let Some(label) = labels.iter().find(|&&label| label as usize >= width) {
+            return Err(Error::shape(format!("label {label} of {width} classes")));
         }
     }
-    Ok(classes)
+    Ok(width)
+}
+
+impl HeadActivation {
+    fn apply(self, x: f32) -> f32 {
+        match self {
+            Self::Tanh => x.tanh(),
+            Self::Relu => x.max(0.0),
+        }
+    }
+
+    /// The slope where the activation's output is y.
+    fn slope(self, y: f32) -> f32 {
+        match self {
+            Self::Tanh => 1.0 - y * y,
+            Self::Relu => f32::from(y > 0.0),
+        }
+    }
+}
+
+impl TrainedLinear {
+    fn weight(self, parameters: &Parameters) -> Matrix<'_> {
+        let weight = parameters.get(self.weight);
+        Matrix::new(weight.rows(), weight.cols(), weight.data())
+    }
+
+    /// x·Wᵀ + bias, for x `[rows, inputs]`.
+    fn forward(self, parameters: &Parameters, rows: usize, x: &[f32]) -> Vec<f32> {
+        let weight = self.weight(parameters);
+        let zeros = || vec![0.0; rows * weight.rows()];
+        let mut y = self.bias.map_or_else(zeros, |bias| parameters.get(bias).data().repeat(rows));
+        matmul(Matrix::new(rows, weight.columns(), x), weight.transposed(), 1.0, Write::Accumulate, &mut y);
+        y
+    }
+
+    /// Adds the gradients of weight and bias, from x and dy `[rows, outputs]`.
+    fn collect<E: Element>(self, back: &mut Backward<'_, E>, rows: usize, x: &[f32], dy: &[f32]) {
+        let (inputs, outputs) = (x.len() / rows.max(1), dy.len() / rows.max(1));
+        let to = back.gradients.get_mut(self.weight);
+        let dy_matrix = Matrix::new(rows, outputs, dy);
+        matmul(dy_matrix.transposed(), Matrix::new(rows, inputs, x), 1.0, Write::Accumulate, to);
+        if let Some(bias) = self.bias {
+            let to = back.gradients.get_mut(bias);
+            for row in dy.chunks_exact(outputs) {
+                to.iter_mut().zip(row).for_each(|(to, slope)| *to += slope);
+            }
+        }
+    }
+
+    /// dy·W, the gradient of x.
+    fn backward(self, parameters: &Parameters, rows: usize, dy: &[f32]) -> Vec<f32> {
+        let weight = self.weight(parameters);
+        let mut dx = vec![0.0; rows * weight.columns()];
+        matmul(Matrix::new(rows, weight.rows(), dy), weight, 1.0, Write::Overwrite, &mut dx);
+        dx
+    }
 }
 
 pub(super) fn forward<'a, E: Element + Pod>(
@@ -39,16 +97,45 @@ pub(super) fn forward<'a, E: Element + Pod>(
     let parameters = tape.parameters;
     let classes = check(parameters, x, head, labels)?;
     let node = tape.node(x)?;
-    let (rows, hidden) = (node.rows, node.columns);
+    let rows = node.rows;
     let wide: Vec<f32> = node.values.iter().map(|x| x.to_f32()).collect();
-    let weight = Matrix::new(classes, hidden, parameters.get(head.weight).data());
-    let mut logits: Vec<f32> =
-        head.bias.map_or_else(|| vec![0.0; rows * classes], |bias| parameters.get(bias).data().repeat(rows));
-    matmul(Matrix::new(rows, hidden, &wide), weight.transposed(), 1.0, Write::Accumulate, &mut logits);
+    let inner = head.inner.map(|(layer, activation)| {
+        let mut y = layer.forward(parameters, rows, &wide);
+        y.iter_mut().for_each(|y| *y = activation.apply(*y));
+        y
+    });
+    let logits = head.output.forward(parameters, rows, inner.as_ref().unwrap_or(&wide));
     let Some(labels) = labels else { return Ok(Classified { logits, loss: None }) };
 
+    let (loss, slopes) = cross_entropy(&logits, classes, labels);
+    if tape.records() {
+        tape.record(move |back| {
+            head.output.collect(back, rows, inner.as_ref().unwrap_or(&wide), &slopes);
+            if head.inner.is_none() && node.slot.is_none() {
+                return Ok(());
+            }
+            let mut gradient = head.output.backward(parameters, rows, &slopes);
+            if let (Some((layer, activation)), Some(y)) = (head.inner, &inner) {
+                gradient.iter_mut().zip(y).for_each(|(dy, &y)| *dy *= activation.slope(y));
+                layer.collect(back, rows, &wide, &gradient);
+                gradient = layer.backward(parameters, rows, &gradient);
+            }
+            if let Some(slot) = node.slot {
+                let mut dx = back.elements(gradient.len());
+                dx.iter_mut().zip(gradient).for_each(|(dx, value)| *dx = E::from_f32(value));
+                back.add(slot, Rc::new(dx));
+            }
+            Ok(())
+        });
+    }
+    Ok(Classified { logits, loss: Some(loss) })
+}
+
+/// The mean over all rows, and its gradient `[rows, classes]`.
+fn cross_entropy(logits: &[f32], classes: usize, labels: &[u32]) -> (f64, Vec<f32>) {
+    let rows = labels.len();
     let mut loss = 0.0;
-    let mut slopes = logits.clone();
+    let mut slopes = logits.to_vec();
     for (row, &label) in slopes.chunks_exact_mut(classes).zip(labels) {
         let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f64 = row.iter().map(|&logit| f64::from(logit - highest).exp()).sum();
@@ -57,28 +144,7 @@ pub(super) fn forward<'a, E: Element + Pod>(
         row[label as usize] -= 1.0;
         row.iter_mut().for_each(|slope| *slope /= rows as f32);
     }
-    if tape.records() {
-        tape.record(move |back| {
-            let slopes_of = Matrix::new(rows, classes, &slopes);
-            let to = back.gradients.get_mut(head.weight);
-            matmul(slopes_of.transposed(), Matrix::new(rows, hidden, &wide), 1.0, Write::Accumulate, to);
-            if let Some(bias) = head.bias {
-                let to = back.gradients.get_mut(bias);
-                for row in slopes.chunks_exact(classes) {
-                    to.iter_mut().zip(row).for_each(|(to, slope)| *to += slope);
-                }
-            }
-            if let Some(slot) = node.slot {
-                let mut wide = vec![0.0; rows * hidden];
-                matmul(slopes_of, weight, 1.0, Write::Overwrite, &mut wide);
-                let mut dx = back.elements(wide.len());
-                dx.iter_mut().zip(wide).for_each(|(dx, value)| *dx = E::from_f32(value));
-                back.add(slot, Rc::new(dx));
-            }
-            Ok(())
-        });
-    }
-    Ok(Classified { logits, loss: Some(loss / rows.max(1) as f64) })
+    (loss / rows.max(1) as f64, slopes)
 }
 
 pub(super) fn reference(
@@ -88,10 +154,15 @@ pub(super) fn reference(
     labels: Option<&[u32]>,
 ) -> Result<Classified, Error> {
     check(ops.parameters, x, head, labels)?;
-    let mut logits = ops.tensor(x)?.matmul(&ops.variable(head.weight).t()?)?;
-    if let Some(bias) = head.bias {
-        logits = logits.broadcast_add(ops.variable(bias))?;
+    let mut x = (*ops.tensor(x)?).clone();
+    if let Some((layer, activation)) = head.inner {
+        x = reference_linear(ops, &x, layer)?;
+        x = match activation {
+            HeadActivation::Tanh => x.tanh()?,
+            HeadActivation::Relu => x.relu()?,
+        };
     }
+    let logits = reference_linear(ops, &x, head.output)?;
     let values = logits.flatten_all()?.to_vec1()?;
     let Some(labels) = labels else { return Ok(Classified { logits: values, loss: None }) };
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
@@ -101,4 +172,12 @@ pub(super) fn reference(
     let value = f64::from(loss.to_scalar::<f32>()?);
     ops.loss = Some(loss);
     Ok(Classified { logits: values, loss: Some(value) })
+}
+
+fn reference_linear(ops: &Reference<'_>, x: &Tensor, layer: TrainedLinear) -> Result<Tensor, Error> {
+    let y = x.matmul(&ops.variable(layer.weight).t()?)?;
+    Ok(match layer.bias {
+        Some(bias) => y.broadcast_add(ops.variable(bias))?,
+        None => y,
+    })
 }

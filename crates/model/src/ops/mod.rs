@@ -139,13 +139,38 @@ pub enum NormKind {
     Rms,
 }
 
-/// A classification head among the parameters: weight `[classes, hidden]`, bias `[1, classes]`.
+/// A classification head among the parameters: `output(inner(x))`, or `output(x)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClassifierHead {
-    /// Its weight.
+    /// A layer before the output, and what follows it.
+    pub inner: Option<(TrainedLinear, HeadActivation)>,
+    /// Its outputs are the classes.
+    pub output: TrainedLinear,
+}
+
+impl ClassifierHead {
+    /// One layer, to the classes.
+    pub fn linear(weight: ParameterId, bias: Option<ParameterId>) -> Self {
+        Self { inner: None, output: TrainedLinear { weight, bias } }
+    }
+}
+
+/// A linear layer that trains whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainedLinear {
+    /// `[outputs, inputs]`.
     pub weight: ParameterId,
-    /// Its bias, if it has one.
+    /// `[1, outputs]`, if it has one.
     pub bias: Option<ParameterId>,
+}
+
+/// Activations inside of heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadActivation {
+    /// tanh.
+    Tanh,
+    /// max(x, 0).
+    Relu,
 }
 
 /// What a classifier made of pooled states.
@@ -255,7 +280,7 @@ pub trait Ops<'a> {
     /// When a row is not there.
     fn select(&mut self, x: &Value, rows: &Offsets) -> Result<Value, Error>;
 
-    /// Logits of a linear head over x `[sequences, hidden]`; with `labels`, the mean cross-entropy too, which
+    /// Logits of a head over x `[sequences, hidden]`; with `labels`, the mean cross-entropy too, which
     /// [`Ops::backward`] starts from. In f32.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 //! shapes and in both element types.
 
 use super::{
-    AttentionShape, Block, ClassifierHead, IGNORED, KvCache, NormKind, NormWeights, Offsets, Ops, OpsKind, Pass,
-    Positions, Value, Workspace,
+    AttentionShape, Block, ClassifierHead, HeadActivation, IGNORED, KvCache, NormKind, NormWeights, Offsets, Ops,
+    OpsKind, Pass, Positions, TrainedLinear, Value, Workspace,
 };
 use crate::Error;
 use crate::adapter::{Adapters, Attached, Normal, Trained};
@@ -241,12 +241,21 @@ proptest! {
     }
 
     #[test]
-    fn classification_agrees(sequences in 1usize..12, hidden in 1usize..40, classes in 2usize..9, bias: bool) {
+    fn classification_agrees(
+        sequences in 1usize..12, hidden in 1usize..40, classes in 2usize..9, bias: bool,
+        inner in prop::option::of((1usize..40, prop::sample::select(vec![HeadActivation::Tanh, HeadActivation::Relu]))),
+    ) {
         for (format, tolerance) in [(BaseFormat::F32, 1e-4), (BaseFormat::Bf16, 1e-2)] {
             let (mut parameters, ids) = inputs(&[(sequences, hidden)]);
             rounded(&mut parameters, format);
-            let weight = parameters.add(matrix(classes, hidden, 8));
-            let head = ClassifierHead { weight, bias: bias.then(|| parameters.add(matrix(1, classes, 9))) };
+            let mut layer = |inputs, outputs, seed| TrainedLinear {
+                weight: parameters.add(matrix(outputs, inputs, seed)),
+                bias: bias.then(|| parameters.add(matrix(1, outputs, seed + 1))),
+            };
+            let head = ClassifierHead {
+                inner: inner.map(|(width, activation)| (layer(hidden, width, 6), activation)),
+                output: layer(inner.map_or(hidden, |(width, _)| width), classes, 8),
+            };
             let labels: Vec<u32> = (0..sequences as u32).map(|i| i * 7 % classes as u32).collect();
             let of = |kind| {
                 let mut gradients = Gradients::new(&parameters);
@@ -395,7 +404,7 @@ fn cross_entropy_is_the_mean_in_nats() {
     let mut parameters = Parameters::default();
     let weight = parameters.add(Matrix::zeros(2, 1));
     let bias = parameters.add(Matrix::new(1, 2, vec![0.0, 3f32.ln()]).unwrap());
-    let head = ClassifierHead { weight, bias: Some(bias) };
+    let head = ClassifierHead::linear(weight, Some(bias));
     let none = Adapters::none();
     for kind in [OpsKind::Reference, OpsKind::Fast] {
         let mut gradients = Gradients::new(&parameters);
@@ -416,7 +425,7 @@ fn cross_entropy_is_the_mean_in_nats() {
 fn misfits_are_errors() {
     let layer = leak(linear("a", BaseFormat::F32, 3, 2, false, 1));
     let (mut parameters, ids) = inputs(&[(2, 4)]);
-    let head = ClassifierHead { weight: parameters.add(matrix(2, 4, 1)), bias: Some(parameters.add(matrix(1, 2, 1))) };
+    let head = ClassifierHead::linear(parameters.add(matrix(2, 4, 1)), Some(parameters.add(matrix(1, 2, 1))));
     let none = Adapters::none();
     for kind in [OpsKind::Reference, OpsKind::Fast] {
         let workspace = Workspace::new(kind, BaseFormat::F32, false);

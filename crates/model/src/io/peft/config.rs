@@ -1,6 +1,7 @@
 //! `adapter_config.json`, read.
 
-use super::{CONFIG, HEADS, NO_TARGETS};
+use super::{CONFIG, NO_TARGETS};
+use crate::head;
 use crate::io::{IoError, read_json};
 use regex::Regex;
 use serde_json::{Map, Value};
@@ -119,8 +120,9 @@ fn refuse_unsupported(path: &Path, object: &Map<String, Value>) -> Result<(), Io
         return refuse("init_lora_weights", value("init_lora_weights"), hint);
     }
     let saved = value("modules_to_save").as_array().map_or(&[][..], Vec::as_slice);
-    if let Some(other) = saved.iter().find(|module| !HEADS.iter().any(|head| module == head)) {
-        return refuse("modules_to_save", other, "only the head, `classifier` or `score`, is supported");
+    if let Some(other) = saved.iter().find(|saved| !head::modules().any(|module| *saved == module)) {
+        let only = format!("only the modules of a head are supported: {}", head::module_names());
+        return refuse("modules_to_save", other, &only);
     }
     Ok(())
 }

@@ -24,9 +24,6 @@ const INFO_VERSION: u64 = 1;
 /// In front of every name in an adapter's file.
 const PREFIX: &str = "base_model.model.";
 
-/// Modules of a sequence classifier's head, as PEFT names them for the task `SEQ_CLS`.
-const HEADS: [&str; 2] = ["classifier", "score"];
-
 /// PEFT's marker for an adapter that targets no module.
 const NO_TARGETS: &str = "dummy-target-modules";
 

@@ -1,7 +1,8 @@
 //! Adapter folders, read.
 
 use super::config::Config;
-use super::{AdapterInfo, CONFIG, HEADS, INFO, PREFIX, WEIGHTS, read_info};
+use super::{AdapterInfo, CONFIG, INFO, PREFIX, WEIGHTS, read_info};
+use crate::head::is_head;
 use crate::io::{IoError, TensorFile};
 use fedpipe_core::{A_SUFFIX, Adapter, B_SUFFIX, LowRank, Matrix, Tensors, WeightId};
 use std::collections::BTreeMap;
@@ -43,8 +44,7 @@ fn tensors(file: &TensorFile) -> Result<Tensors, IoError> {
     for stored in file.names() {
         let name = stored.strip_prefix(PREFIX).unwrap_or(&stored);
         let is_factor = name.ends_with(A_SUFFIX) || name.ends_with(B_SUFFIX);
-        let is_head = name.split('.').next().is_some_and(|first| HEADS.contains(&first));
-        if !is_factor && !is_head {
+        if !is_factor && !is_head(name) {
             return Err(IoError::adapter(
                 file.path(),
                 format!("the tensor `{stored}` is neither a LoRA factor nor the head"),

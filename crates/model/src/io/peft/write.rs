@@ -1,6 +1,7 @@
 //! Adapter folders, written.
 
-use super::{AdapterInfo, AdapterTask, CONFIG, HEADS, INFO, NO_TARGETS, PREFIX, WEIGHTS, info_json};
+use super::{AdapterInfo, AdapterTask, CONFIG, INFO, NO_TARGETS, PREFIX, WEIGHTS, info_json};
+use crate::head;
 use crate::io::IoError;
 use crate::io::folder::{write_folder, write_json, write_text};
 use crate::io::tensors::{LazyTensor, write_tensors};
@@ -20,10 +21,9 @@ const PEFT_VERSION: &str = "0.20.0";
 /// # Errors
 /// When `target` is there and not empty, the head is not one that PEFT would find, or the disk refuses.
 pub fn write_adapter(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Result<(), IoError> {
-    let foreign = |name: &&String| name.split('.').next().is_none_or(|first| !HEADS.contains(&first));
-    if let Some(name) = adapter.head.keys().find(foreign) {
-        let reason =
-            format!("`{name}` is not part of a head that PEFT knows; its modules are `classifier` and `score`");
+    if let Some(name) = adapter.head.keys().find(|name| !head::is_head(name)) {
+        let modules = head::module_names();
+        let reason = format!("`{name}` is not part of a head that PEFT knows; its modules are {modules}");
         return Err(IoError::adapter(target, reason));
     }
     write_folder(target, |folder| {
