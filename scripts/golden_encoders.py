@@ -58,8 +58,8 @@ def byte_level():
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    special = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
-    return tokenizer, special
+    ends = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>"}
+    return tokenizer, {**ends, "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
 
 
 def word_pieces():

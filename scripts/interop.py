@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks that Transformers and PEFT, loading what a FedPipe run exported, compute what FedPipe computes.
 
-    scripts/interop.py RUN --model FOLDER --data FILE.tsv [--fedpipe BINARY] [--limit N]
+    scripts/interop.py RUN --model FOLDER --data FILE.tsv [--fedpipe BINARY] [--limit N] [--tolerance X]
 
     adapter          base model + RUN/adapter in PEFT      against `fedpipe predict RUN`
     merged           `fedpipe export --merged` in Transformers, without PEFT       likewise
@@ -105,7 +105,7 @@ def base_model(folder, labels):
     )
 
 
-def compare_logits(checks, name, reference, predictions, labels):
+def compare_logits(checks, name, reference, predictions, labels, tolerance):
     """FedPipe's predictions against PyTorch's logits of the same texts."""
     if len(predictions) != len(reference):
         checks.expect(False, f"{name}: {len(predictions)} predictions for {len(reference)} texts")
@@ -118,8 +118,8 @@ def compare_logits(checks, name, reference, predictions, labels):
     # Written so that a NaN on either side fails.
     difference = (logits - reference).abs().max().item()
     checks.expect(
-        difference <= LOGIT_TOLERANCE,
-        f"{name}: largest difference of a logit {difference:.2e} (at most {LOGIT_TOLERANCE:.0e}; "
+        difference <= tolerance,
+        f"{name}: largest difference of a logit {difference:.2e} (at most {tolerance:.0e}; "
         f"the logits reach {reference.abs().max().item():.2f})",
     )
     best = reference.softmax(dim=1).max(dim=1)
@@ -127,7 +127,7 @@ def compare_logits(checks, name, reference, predictions, labels):
     checks.expect(same == len(predictions), f"{name}: the same label for {same} of {len(predictions)} texts")
     probability = torch.tensor([prediction["probability"] for prediction in predictions])
     difference = (probability - best.values).abs().max().item()
-    checks.expect(difference <= LOGIT_TOLERANCE, f"{name}: largest difference of a probability {difference:.2e}")
+    checks.expect(difference <= tolerance, f"{name}: largest difference of a probability {difference:.2e}")
     used = {prediction["label"] for prediction in predictions}
     print(f"      {name}: {len(used)} of {len(labels)} labels occur in the predictions")
 
@@ -193,7 +193,7 @@ def check_serving(checks, folder, base, faithful):
 
 
 def check(options):
-    checks = Checks()
+    checks, tolerance = Checks(), options.tolerance
     adapter = options.run / "adapter"
     labels = read_labels(adapter)
     config = tomllib.loads((options.run / "config.toml").read_text(encoding="utf-8"))
@@ -205,7 +205,7 @@ def check(options):
     predictions = fedpipe_predictions(options.fedpipe, options.run, options.data, options.limit)
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     model = load_peft(checks, "adapter", base_model(options.model, labels), adapter, keys=lambda key: True)
-    compare_logits(checks, "adapter", logits_of(model, tokenizer, texts, max_length), predictions, labels)
+    compare_logits(checks, "adapter", logits_of(model, tokenizer, texts, max_length), predictions, labels, tolerance)
     faithful = weight_changes(model)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +223,7 @@ def check(options):
         checks.expect(names == labels, f"merged: config.json names the labels {names}")
         # The merged folder has to work on its own, so its own tokenizer is used.
         tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
-        compare_logits(checks, "merged", logits_of(model, tokenizer, texts, max_length), predictions, labels)
+        compare_logits(checks, "merged", logits_of(model, tokenizer, texts, max_length), predictions, labels, tolerance)
 
     check_serving(checks, options.run / "adapter-serving", base_model(options.model, labels), faithful)
     return checks.failed
@@ -236,6 +236,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="TSV with the columns label and text")
     parser.add_argument("--fedpipe", type=Path, default=Path("target/release/fedpipe"), help="the binary to check")
     parser.add_argument("--limit", type=int, default=64, help="how many texts of the file to compare (64)")
+    parser.add_argument("--tolerance", type=float, default=LOGIT_TOLERANCE, help="of a logit (1e-3)")
     options = parser.parse_args()
     # Deprecations between the pinned libraries are not ours.
     warnings.simplefilter("ignore", FutureWarning)
