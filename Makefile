@@ -46,7 +46,7 @@ doc: ## Build the API documentation, warnings denied
 deny: ## Check the dependencies' licences, sources and advisories
 	PYTHON=$(PYTHON) scripts/deny.sh
 
-interop: assets reference ## Compare exports with PEFT and Transformers (RUN=runs/NAME for a run of yours)
+interop: assets reference ## Compare exports with PEFT, Transformers and llama.cpp's reader (RUN=runs/NAME for a run of yours)
 	# With the tests, so that the dependencies have the features that `make test` built them with.
 	cargo build --workspace --bins --tests
 ifeq ($(RUN),)

@@ -3,9 +3,15 @@
 
     scripts/interop.py RUN --model FOLDER --data FILE.tsv [--fedpipe BINARY] [--limit N] [--tolerance X]
 
-    adapter          base model + RUN/adapter in PEFT      against `fedpipe predict RUN`
-    merged           `fedpipe export --merged` in Transformers, without PEFT       likewise
-    adapter-serving  the weight change of every module     against the one of RUN/adapter
+    adapter   base model + RUN/adapter in PEFT                                       against `fedpipe predict RUN`
+    merged    `fedpipe export --format merged` in Transformers, without PEFT         likewise
+
+and of a language model, for which a tiny Llama is trained first:
+
+    serving   base model + `fedpipe export --format serving` in PEFT                 against `--format peft`
+    merged    `fedpipe export --format merged` in Transformers                       likewise
+    gguf      alpha / rank B A of `--format gguf`, read with llama.cpp's own package, beside the base's weights in
+              llama.cpp's order                                                      against `--format merged`
 
 `make interop` makes a short run and calls this with the reference environment (scripts/python_env.sh).
 Exit code: 0 when everything agrees, 1 when something does not, 2 when the check could not be done.
@@ -14,6 +20,7 @@ Exit code: 0 when everything agrees, 1 when something does not, 2 when the check
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,15 +30,31 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import gguf
 import peft
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
 
 LOGIT_TOLERANCE = 1e-3
-DELTA_TOLERANCE = 1e-5
+# The same products in another order.
+EXPORT_TOLERANCE = 1e-5
 SERVING_RANKS = (8, 16, 32, 64)
 BATCH = 16
+LLAMA = Path(__file__).parent.parent / "crates/testkit/fixtures/decoders/llama"
+LLAMA_RUN = """
+model.path = "model"
+task = { kind = "instruct", template = "plain" }
+data = { train = ["texts.jsonl"], test = ["texts.jsonl"] }
+output.dir = "run"
+federation = { rounds = 2, seed = 7, partition = { kind = "iid" } }
+adapter = { ranks = [2, 4], target_modules = ["q_proj", "k_proj", "v_proj", "down_proj"] }
+training = { local_steps = 10, learning_rate = 1e-2, max_length = 16 }
+[[silos]]
+name = "only"
+memory_mib = 64
+"""
 
 
 class NotPossible(Exception):
@@ -68,10 +91,10 @@ def read_labels(adapter):
     return labels
 
 
-def run_fedpipe(binary, *arguments):
+def run_fedpipe(binary, *arguments, cwd=None):
     # Made absolute: a bare name would be looked up in PATH.
     command = [str(binary.resolve()), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
     if done.returncode != 0:
         raise NotPossible(f"`{' '.join(command)}` ended with {done.returncode}:\n{done.stderr.strip()}")
     return done.stdout
@@ -150,45 +173,101 @@ def load_peft(checks, name, base, folder, keys):
     return model
 
 
-def weight_changes(model):
-    """scale * B A of every adapted module, as PEFT computes it."""
-    return {
-        name: module.get_delta_weight("default").detach().float()
-        for name, module in model.named_modules()
-        if isinstance(module, peft.tuners.lora.LoraLayer)
-    }
+def train_llama(binary, folder):
+    """A run over a tiny Llama in `folder` and its exports, by format."""
+    model = folder / "model"
+    model.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(LLAMA / file, model)
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, 64))])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(model / "tokenizer.json"))
+    with open(folder / "texts.jsonl", "w", encoding="utf-8") as file:
+        for i in range(80):
+            record = {"prompt": f"w{4 + i % 30} w{8 + i % 20}", "completion": f"w{40 + i % 3} w44"}
+            file.write(json.dumps(record) + "\n")
+    (folder / "run.toml").write_text(LLAMA_RUN, encoding="utf-8")
+    run_fedpipe(binary, "run", "run.toml", "--quiet", cwd=folder)
+    for form in ("peft", "serving", "merged", "gguf"):
+        run_fedpipe(binary, "export", "run", "--to", form, "--format", form, cwd=folder)
 
 
-def check_serving(checks, folder, base, faithful):
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    plain = not any(config.get(key) for key in ("rank_pattern", "alpha_pattern", "modules_to_save"))
-    checks.expect(
-        plain and config["r"] in SERVING_RANKS and config["lora_alpha"] == config["r"],
-        f"adapter-serving: one rank {config['r']}, alpha {config['lora_alpha']}, no patterns, no head",
-    )
-    saved = load_file(folder / "adapter_model.safetensors")
+@torch.no_grad()
+def check_language_model(checks, folder):
+    """The exports of a run over a Llama against each other."""
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    base = load(folder / "model", dtype=torch.float32).eval()
+    ids = torch.randint(0, base.config.vocab_size, (4, 16), generator=torch.Generator().manual_seed(0))
+    plain = base(ids).logits
+    trained = load_peft(checks, "peft", base, folder / "peft", keys=lambda key: True)(ids).logits
+    checks.expect((trained - plain).abs().max() > 1e-2, "peft: the adapter changes what the model says")
+
+    config = json.loads((folder / "serving/adapter_config.json").read_text(encoding="utf-8"))
+    saved = load_file(folder / "serving/adapter_model.safetensors")
     ranks = {tensor.shape[0] for key, tensor in saved.items() if ".lora_A." in key}
     ranks |= {tensor.shape[1] for key, tensor in saved.items() if ".lora_B." in key}
-    other = [key for key in saved if ".lora_A." not in key and ".lora_B." not in key]
+    odd = [key for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "use_dora") if config.get(key)]
     checks.expect(
-        not other and ranks == {config["r"]},
-        f"adapter-serving: ranks of its tensors {sorted(ranks)}, others {other}",
+        not odd and ranks == {config["r"]} and config["r"] in SERVING_RANKS,
+        f"serving: one rank {config['r']}, that of all tensors; settings that servers refuse: {odd}",
     )
-    model = load_peft(checks, "adapter-serving", base, folder, keys=lambda key: ".lora_" in key)
-    serving = weight_changes(model)
-    worst = 0.0
-    for name in faithful.keys() | serving.keys():
-        # A module that one of the two does not adapt is one that it does not change.
-        if name not in serving:
-            difference = faithful[name].abs().max().item()
-        else:
-            difference = (serving[name] - faithful.get(name, torch.zeros(()))).abs().max().item()
-        worst = max(worst, difference) if difference == difference else float("inf")
-    largest = max((change.abs().max().item() for change in faithful.values()), default=0.0)
+    served = load_peft(checks, "serving", load(folder / "model", dtype=torch.float32), folder / "serving", keys=lambda key: True)
+    merged = load(folder / "merged", dtype=torch.float32).eval()
+    # The merged model rounds the sum of base and adapter, the others never form it.
+    for name, model, most in (("serving", served, EXPORT_TOLERANCE), ("merged", merged, LOGIT_TOLERANCE)):
+        difference = (model(ids).logits - trained).abs().max().item()
+        checks.expect(
+            difference <= most,
+            f"{name}: largest difference of a logit from the PEFT export {difference:.2e} (at most {most:.0e})",
+        )
+    before = load_file(folder / "model/model.safetensors")
+    check_gguf(checks, folder / "gguf/adapter.gguf", before, merged.state_dict(), base.config)
+
+
+def in_llama_cpp_order(weight, heads):
+    """The rows of a query or key with each head's two halves interleaved, as llama.cpp's converter writes them."""
+    return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def check_gguf(checks, path, before, after, config):
+    modules = {
+        "attn_q": ("self_attn.q_proj", config.num_attention_heads),
+        "attn_k": ("self_attn.k_proj", config.num_key_value_heads),
+        "attn_v": ("self_attn.v_proj", None),
+        "ffn_down": ("mlp.down_proj", None),
+    }
+    reader = gguf.GGUFReader(path)
+    keys = ("general.type", "general.architecture", "adapter.type", "adapter.lora.alpha")
+    kind, architecture, adapter, alpha = (reader.get_field(key).contents() for key in keys)
     checks.expect(
-        worst <= DELTA_TOLERANCE and largest > 0,
-        f"adapter-serving: largest difference of a weight change {worst:.2e} over {len(faithful)} modules "
-        f"(at most {DELTA_TOLERANCE:.0e}; the changes reach {largest:.2e})",
+        (kind, architecture, adapter) == ("adapter", "llama", "lora") and alpha > 0,
+        f"gguf: {kind} of type {adapter} for {architecture}, alpha {alpha}",
+    )
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    names = sorted(name.removesuffix(".lora_a") for name in tensors if name.endswith(".lora_a"))
+    checks.expect(
+        sorted(tensors) == sorted(name + end for name in names for end in (".lora_a", ".lora_b")),
+        f"gguf: {len(tensors)} tensors, two a weight",
+    )
+    worst, largest, ranks, changed = 0.0, 0.0, set(), set()
+    for name in names:
+        _, layer, stored, _ = name.split(".")
+        module, heads = modules[stored]
+        full = f"model.layers.{layer}.{module}.weight"
+        changed.add(full)
+        order = (lambda weight: in_llama_cpp_order(weight, heads)) if heads else (lambda weight: weight)
+        a, b = tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]
+        ranks.add(b.shape[1])
+        change = alpha / b.shape[1] * (b @ a)
+        worst = max(worst, (order(before[full].float()) + change - order(after[full])).abs().max().item())
+        largest = max(largest, change.abs().max().item())
+    untouched = [name for name in before if name in after and name not in changed]
+    same = all(torch.equal(before[name].float(), after[name]) for name in untouched)
+    checks.expect(
+        worst <= EXPORT_TOLERANCE and largest > 1e-3 and same,
+        f"gguf: largest difference of a weight {worst:.2e} over {len(names)} weights of ranks {sorted(ranks)} "
+        f"(at most {EXPORT_TOLERANCE:.0e}; the changes reach {largest:.2e})",
     )
 
 
@@ -206,11 +285,10 @@ def check(options):
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
     model = load_peft(checks, "adapter", base_model(options.model, labels), adapter, keys=lambda key: True)
     compare_logits(checks, "adapter", logits_of(model, tokenizer, texts, max_length), predictions, labels, tolerance)
-    faithful = weight_changes(model)
 
     with tempfile.TemporaryDirectory() as folder:
         merged = Path(folder) / "merged"
-        run_fedpipe(options.fedpipe, "export", options.run, "--to", merged, "--merged")
+        run_fedpipe(options.fedpipe, "export", options.run, "--to", merged, "--format", "merged")
         model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
             merged, dtype=torch.float32, output_loading_info=True
         )
@@ -225,7 +303,10 @@ def check(options):
         tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
         compare_logits(checks, "merged", logits_of(model, tokenizer, texts, max_length), predictions, labels, tolerance)
 
-    check_serving(checks, options.run / "adapter-serving", base_model(options.model, labels), faithful)
+    print("a language model", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        train_llama(options.fedpipe, Path(folder))
+        check_language_model(checks, Path(folder))
     return checks.failed
 
 

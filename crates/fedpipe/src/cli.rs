@@ -2,7 +2,7 @@
 
 use crate::config::names::TEMPLATES;
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use fedpipe_core::BaseFormat;
 use fedpipe_model::metrics::{Metric, MetricError};
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ pub enum Command {
     Predict(PredictArgs),
     /// Write texts with a language model, fine-tuned or not
     Generate(GenerateArgs),
-    /// Copy a run's adapter, or the merged model, to a folder
+    /// Write a run's adapter, or the merged model, to a folder
     Export(ExportArgs),
     /// Show what a base model is made of: adaptable weights, memory at each base format
     Inspect(InspectArgs),
@@ -246,16 +246,30 @@ fn metric(name: &str) -> Result<Metric, MetricError> {
 #[command(after_help = "\
 Examples:
   fedpipe export runs/r8 --to my-adapter
-  fedpipe export runs/r8 --to my-model --merged")]
+  fedpipe export runs/r8 --to my-model --format merged
+  fedpipe export model.gguf --to my-model --format merged")]
 pub struct ExportArgs {
-    /// A run's folder
+    /// A run's folder; for `merged` also a model's, or a GGUF file
     pub run: PathBuf,
     /// The folder to write; it must not exist yet, or be empty
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
-    /// Write the whole model with the adapter merged into its weights
-    #[arg(long)]
-    pub merged: bool,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = ExportFormat::Peft)]
+    pub format: ExportFormat,
+}
+
+/// What `fedpipe export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// The adapter as Hugging Face PEFT loads it
+    Peft,
+    /// A language model's adapter at one rank, as vLLM, TGI and SGLang load it
+    Serving,
+    /// The whole model with the adapter merged into its weights, as transformers loads it; of a base model the model itself
+    Merged,
+    /// A language model's adapter in a file adapter.gguf, as llama.cpp loads it beside the model's
+    Gguf,
 }
 
 /// `fedpipe inspect`

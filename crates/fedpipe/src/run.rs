@@ -9,7 +9,7 @@ use crate::run_dir::{RunDir, file};
 use crate::setup::{Setup, model_name};
 use crate::summary::Summary;
 use fedpipe_core::{
-    Adapter, BaseFormat, Clock, Codec, Event, LowRank, Method, Metrics, ModelSpec, Observer, Plan, RunState, Seed, Stop,
+    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, RunState, Seed, Stop,
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings, Schedule};
 use fedpipe_federation::plan::{Deadline, Menu, PlanSettings};
@@ -17,7 +17,7 @@ use fedpipe_federation::round::{Engine, Progress, RoundSettings, start};
 use fedpipe_federation::simulate::VirtualClock;
 use fedpipe_federation::{aggregate, codec, importance, method, plan};
 use fedpipe_model::data::Dataset;
-use fedpipe_model::io::{AdapterInfo, SERVING_RANKS, write_adapter, write_serving};
+use fedpipe_model::io::{AdapterInfo, AdapterTask, serving_rank, write_adapter, write_serving};
 use fedpipe_model::{HeapMeter, evaluate};
 use fedpipe_transport::LocalTransport;
 use std::path::PathBuf;
@@ -330,14 +330,15 @@ fn export(
         fan_in_fan_out: setup.base.outline().transposed,
     };
     write_anew(run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;
-    let rank = adapter.factors.values().map(LowRank::rank).max().unwrap_or(0);
-    let servable = SERVING_RANKS.iter().any(|&most| (1..=most).contains(&rank));
-    if !servable {
-        let message = format!("no serving copy is written: its rank would be {rank}, servers take 1 to 64");
-        around.observer.observe(&Event::Warning { message });
+    // No server takes a head, so a classifier has no such copy.
+    if info.task == AdapterTask::Classification {
         return Ok(());
     }
-    write_anew(run_dir.adapter_serving(), |path| Ok(write_serving(path, adapter, &info).map(|_| ())?))
+    if let Err(reason) = serving_rank(adapter, &info) {
+        around.observer.observe(&Event::Warning { message: format!("no serving copy is written: {reason}") });
+        return Ok(());
+    }
+    write_anew(run_dir.adapter_serving(), |path| Ok(write_serving(path, adapter, &info)?))
 }
 
 /// A run that was resumed after its end writes the same exports again.

@@ -9,8 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-const RESULTS: [&str; 3] =
-    ["adapter/adapter_model.safetensors", "adapter-serving/adapter_model.safetensors", "plan.json"];
+const RESULTS: [&str; 2] = ["adapter/adapter_model.safetensors", "plan.json"];
 
 fn results(run: &Path) -> Vec<Vec<u8>> {
     RESULTS.iter().map(|file| fs::read(run.join(file)).unwrap()).collect()
@@ -109,7 +108,6 @@ fn a_finished_run_leaves_everything_that_it_promises_and_learns() {
         "report.html",
         "checkpoints/round-004/state.json",
         "adapter/adapter_config.json",
-        "adapter-serving/adapter_config.json",
     ] {
         assert!(world.path("runs/a").join(file).is_file(), "{file} is missing");
     }
@@ -163,11 +161,44 @@ fn predictions_come_in_input_order_as_text_and_as_json() {
 fn a_merged_model_is_a_model_folder_that_is_never_overwritten() {
     let world = World::new();
     world.succeed(&["run", "run.toml", "--quiet"]);
-    world.succeed(&["export", "runs/a", "--to", "merged", "--merged"]);
+    world.succeed(&["export", "runs/a", "--to", "merged", "--format", "merged"]);
     let inspected: Value = serde_json::from_str(&world.succeed(&["inspect", "merged", "--json"])).unwrap();
     assert_eq!(inspected["architecture"], "bert");
     assert!(world.path("merged/tokenizer.json").is_file());
-    assert!(world.refuse(&["export", "runs/a", "--to", "merged", "--merged"]).contains("merged"));
+    assert!(world.refuse(&["export", "runs/a", "--to", "merged", "--format", "merged"]).contains("merged"));
+    // A classifier's head fits into neither; both say what to do.
+    for format in ["serving", "gguf"] {
+        let message = world.refuse(&["export", "runs/a", "--to", "x", "--format", format]);
+        assert!(message.contains("classification head") && message.contains("merged"), "{message}");
+        assert!(!world.path("x").exists());
+    }
+}
+
+#[test]
+fn a_language_model_s_adapter_is_exported_in_every_format() {
+    let world = World::of_prompts();
+    world.succeed(&["run", "run.toml", "--quiet", "--set", "federation.rounds=1"]);
+    for (format, files) in [
+        ("peft", &["adapter_config.json", "adapter_model.safetensors", "fedpipe.json", "README.md"][..]),
+        ("serving", &["adapter_config.json", "adapter_model.safetensors"]),
+        ("merged", &["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]),
+        ("gguf", &["adapter.gguf"]),
+    ] {
+        world.succeed(&["export", "runs/a", "--to", format, "--format", format]);
+        let mut found: Vec<_> = fs::read_dir(world.path(format)).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut expected = files.to_vec();
+        found.sort();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "{format}");
+    }
+    // The first is the default, and a run leaves the first two behind.
+    world.succeed(&["export", "runs/a", "--to", "default"]);
+    let weights = |folder: &str| fs::read(world.path(folder).join("adapter_model.safetensors")).unwrap();
+    assert_eq!(weights("default"), weights("peft"));
+    assert_eq!(weights("runs/a/adapter"), weights("peft"));
+    assert_eq!(weights("runs/a/adapter-serving"), weights("serving"));
+    let config = world.json("serving/adapter_config.json");
+    assert_eq!((&config["task_type"], &config["rank_pattern"]), (&"CAUSAL_LM".into(), &serde_json::json!({})));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A small federation over the tiny BERT of the fixtures, and the binary that runs it.
+//! A small federation over a tiny model of the fixtures, and the binary that runs it.
 #![allow(dead_code, clippy::allow_attributes, reason = "every test binary uses a part of this")]
 
 use safetensors::SafeTensors;
@@ -15,9 +15,10 @@ pub struct World {
 }
 
 impl World {
+    /// Labelled texts and a BERT.
     pub fn new() -> Self {
         let world = Self { folder: tempfile::tempdir().unwrap() };
-        world.write_model();
+        world.write_model("bert-tiny", 96);
         world.write_data();
         fs::write(world.path("run.toml"), CONFIG).unwrap();
         world
@@ -28,6 +29,21 @@ impl World {
         let world = Self { folder: tempfile::tempdir().unwrap() };
         world.write_decoder();
         fs::write(world.path("run.toml"), CONFIG).unwrap();
+        world
+    }
+
+    /// Prompts with completions and a tiny Llama.
+    pub fn of_prompts() -> Self {
+        let world = Self::with_decoder();
+        for (name, count) in [("train.jsonl", 120u32), ("test.jsonl", 20)] {
+            let record =
+                |i: u32| json!({"prompt": format!("w{} w{}", 4 + i % 30, 8 + i % 20), "completion": "w40 w41"});
+            let lines: Vec<String> = (0..count).map(|i| record(i).to_string()).collect();
+            fs::write(world.path(name), lines.join("\n")).unwrap();
+        }
+        let config = CONFIG.replace(".tsv", ".jsonl");
+        fs::write(world.path("run.toml"), format!("task = {{ kind = \"instruct\", template = \"plain\" }}\n{config}"))
+            .unwrap();
         world
     }
 
@@ -67,15 +83,15 @@ impl World {
         serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
     }
 
-    /// `bert-tiny` with a tokenizer whose words are `w4` to `w95`.
-    fn write_model(&self) {
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/bert-tiny");
+    /// A model of the fixtures with a tokenizer of so many words, from the fifth on `w4`, `w5`, …
+    fn write_model(&self, fixture: &str, vocabulary: u32) {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures").join(fixture);
         fs::create_dir(self.path("model")).unwrap();
         for file in ["config.json", "model.safetensors"] {
             fs::copy(fixture.join(file), self.path("model").join(file)).unwrap();
         }
         let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
-        let mut tokenizer = tokenizer(special, 96);
+        let mut tokenizer = tokenizer(special, vocabulary);
         let token = |content: &str, id: u32| json!({"id": content, "ids": [id], "tokens": [content]});
         tokenizer["post_processor"] = json!({"type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},

@@ -1,5 +1,6 @@
 //! GGUF files: a language model in one file, weights, configuration, tokenizer and chat template.
 
+mod adapter;
 mod blocks;
 mod config;
 mod container;
@@ -11,6 +12,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use adapter::{GGUF_ADAPTER, write_gguf_adapter};
 pub use tokenizer::{GgufTokenizer, SpecialToken};
 
 use super::hf::file_digest;

@@ -28,8 +28,10 @@ pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 const OUTSIDE: [(&str, &str); 3] =
     [(EMBEDDING, "model.embed_tokens.weight"), ("output_norm.weight", "model.norm.weight"), (OUTPUT, "lm_head.weight")];
 
-/// Modules of a layer: (in the file, Hugging Face, the heads whose rows are in rotary order).
-const MODULES: [(&str, &str, Rows); 11] = [
+/// A module of a layer: (in the file, Hugging Face, the heads whose rows are in rotary order).
+pub(super) type Module = (&'static str, &'static str, Rows);
+
+pub(super) const MODULES: [Module; 11] = [
     ("attn_norm", "input_layernorm", Rows::Plain),
     ("attn_q", "self_attn.q_proj", Rows::Query),
     ("attn_k", "self_attn.k_proj", Rows::Key),
@@ -41,6 +43,14 @@ const MODULES: [(&str, &str, Rows); 11] = [
     ("ffn_gate", "mlp.gate_proj", Rows::Plain),
     ("ffn_up", "mlp.up_proj", Rows::Plain),
     ("ffn_down", "mlp.down_proj", Rows::Plain),
+];
+
+/// GPT-2's weights, in layers `transformer.h.N`. Its files are not read, but adapters for them are written.
+pub(super) const GPT2_MODULES: [Module; 4] = [
+    ("attn_qkv", "attn.c_attn", Rows::Plain),
+    ("attn_output", "attn.c_proj", Rows::Plain),
+    ("ffn_up", "mlp.c_fc", Rows::Plain),
+    ("ffn_down", "mlp.c_proj", Rows::Plain),
 ];
 
 /// What the rows of a tensor are.
@@ -80,6 +90,19 @@ pub(super) fn half_split(values: &[f32], heads: usize, columns: usize) -> Vec<f3
     split
 }
 
+/// The reverse of [`half_split`].
+pub(super) fn interleaved(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
+    let mut pairs = Vec::with_capacity(values.len());
+    for head in values.chunks_exact(values.len() / heads) {
+        let (first, second) = head.split_at(head.len() / 2);
+        for (real, imaginary) in first.chunks_exact(columns).zip(second.chunks_exact(columns)) {
+            pairs.extend_from_slice(real);
+            pairs.extend_from_slice(imaginary);
+        }
+    }
+    pairs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +123,10 @@ mod tests {
     #[test]
     fn rows_go_back_to_the_order_of_the_halves() {
         let stored = [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0];
-        assert_eq!(half_split(&stored, 2, 1), [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
+        let split = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0];
+        assert_eq!(half_split(&stored, 2, 1), split);
+        assert_eq!(interleaved(&split, 2, 1), stored);
+        // One head of two columns.
+        assert_eq!(interleaved(&split, 1, 2), [0.0, 1.0, 10.0, 11.0, 2.0, 3.0, 12.0, 13.0]);
     }
 }

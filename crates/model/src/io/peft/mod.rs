@@ -9,7 +9,7 @@ mod write;
 
 pub use read::{SavedAdapter, read_adapter};
 pub(super) use write::from_matrix;
-pub use write::{SERVING_RANKS, write_adapter, write_serving};
+pub use write::{serving_rank, write_adapter, write_serving};
 
 use super::{IoError, read_json};
 use serde::{Deserialize, Serialize};

@@ -44,6 +44,15 @@ fn info() -> AdapterInfo {
     }
 }
 
+fn language_model() -> AdapterInfo {
+    AdapterInfo { task: AdapterTask::CausalLm, labels: vec![], ..info() }
+}
+
+/// [`adapter`] without its head.
+fn served() -> Adapter {
+    Adapter { head: Default::default(), ..adapter() }
+}
+
 fn written(adapter: &Adapter) -> (TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("adapter");
@@ -110,16 +119,13 @@ fn an_adapter_of_pefts_own_is_read() {
 #[test]
 fn a_language_model_s_adapter_has_its_task_and_no_head() {
     let root = tempfile::tempdir().unwrap();
-    let headless = Adapter { head: Default::default(), ..adapter() };
-    let info = AdapterInfo { task: AdapterTask::CausalLm, fan_in_fan_out: true, labels: vec![], ..info() };
-    let (faithful, serving) = (root.path().join("a"), root.path().join("s"));
+    let headless = served();
+    let info = AdapterInfo { fan_in_fan_out: true, ..language_model() };
+    let faithful = root.path().join("a");
     write_adapter(&faithful, &headless, &info).unwrap();
-    write_serving(&serving, &headless, &info).unwrap();
-    for folder in [&faithful, &serving] {
-        let config = read_json(&folder.join(CONFIG)).unwrap();
-        assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("CAUSAL_LM"), &json!(null)));
-        assert_eq!(config["fan_in_fan_out"], json!(true));
-    }
+    let config = read_json(&faithful.join(CONFIG)).unwrap();
+    assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("CAUSAL_LM"), &json!(null)));
+    assert_eq!(config["fan_in_fan_out"], json!(true));
     assert!(fs::read_to_string(faithful.join("README.md")).unwrap().contains("AutoModelForCausalLM.from_pretrained("));
     assert_eq!(read_adapter(&faithful).unwrap().info, Some(info));
 }
@@ -148,26 +154,23 @@ fn scalings_that_differ_are_folded_into_b() {
 }
 
 #[test]
-fn the_serving_copy_has_one_rank_and_the_same_product() {
-    let root = tempfile::tempdir().unwrap();
-    let folder = root.path().join("adapter-serving");
-    assert_eq!(write_serving(&folder, &adapter(), &info()).unwrap(), 16);
-    let config = read_json(&folder.join(CONFIG)).unwrap();
-    assert_eq!(
-        (&config["r"], &config["lora_alpha"], &config["modules_to_save"]),
-        (&json!(16), &json!(16), &json!(null))
-    );
-    assert_eq!((&config["rank_pattern"], &config["alpha_pattern"]), (&json!({}), &json!({})));
-    let saved = read_adapter(&folder).unwrap().adapter;
-    assert_eq!((saved.scaling, saved.head.len()), (1.0, 0));
-    let product = |f: &LowRank, scaling: f32| -> Vec<f32> {
-        let sum = |i: usize, j: usize| (0..f.rank()).map(|r| f.b().row(i)[r] * f.a().row(r)[j]).sum::<f32>();
-        (0..24).map(|at| scaling * sum(at / 6, at % 6)).collect()
-    };
-    for (weight, factors) in &adapter().factors {
-        assert_eq!(saved.factors[weight].rank(), 16);
-        for (served, trained) in product(&saved.factors[weight], 1.0).iter().zip(product(factors, 2.0)) {
-            assert!((served - trained).abs() < 1e-5);
+fn the_serving_copy_has_one_rank_and_the_same_components_under_the_same_scaling() {
+    for (scaling, alpha) in [(2.0, json!(32)), (0.75, json!(12)), (0.7, json!(f64::from(0.7f32) * 16.0))] {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("adapter-serving");
+        let trained = Adapter { scaling, ..served() };
+        write_serving(&folder, &trained, &language_model()).unwrap();
+        let config = read_json(&folder.join(CONFIG)).unwrap();
+        assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(16), &alpha));
+        assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!("CAUSAL_LM"), &json!(null)));
+        assert_eq!((&config["rank_pattern"], &config["alpha_pattern"]), (&json!({}), &json!({})));
+        let saved = read_adapter(&folder).unwrap().adapter;
+        assert_eq!((saved.scaling, saved.head.len()), (scaling, 0));
+        for (weight, factors) in &trained.factors {
+            let (served, rank) = (&saved.factors[weight], factors.rank());
+            assert_eq!(served.components(0..rank), *factors);
+            let padding = served.components(rank..16);
+            assert!(padding.a().data().iter().chain(padding.b().data()).all(|&v| v == 0.0), "{weight}");
         }
     }
 }
@@ -175,8 +178,16 @@ fn the_serving_copy_has_one_rank_and_the_same_product() {
 #[test]
 fn what_cannot_be_served_says_why() {
     let root = tempfile::tempdir().unwrap();
-    let serve = |adapter: &Adapter| write_serving(&root.path().join("s"), adapter, &info()).unwrap_err().to_string();
-    let mut wide = adapter();
+    let refuse = |adapter: &Adapter, info: &AdapterInfo| {
+        write_serving(&root.path().join("s"), adapter, info).unwrap_err().to_string()
+    };
+    assert!(
+        refuse(&adapter(), &info()).contains("SGLang take no classification head with an adapter; export the merged")
+    );
+    let gpt2 = AdapterInfo { fan_in_fan_out: true, ..language_model() };
+    assert!(refuse(&served(), &gpt2).contains("no adapters for GPT-2"));
+    let serve = |adapter: &Adapter| refuse(adapter, &language_model());
+    let mut wide = served();
     wide.factors.insert("bert.x".into(), factors(65, 3, 3));
     assert!(serve(&wide).contains("a weight has rank 65, but servers load ranks up to 64"));
     wide.factors.clear();

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Ranks that servers such as vLLM load.
-pub const SERVING_RANKS: [usize; 4] = [8, 16, 32, 64];
+/// Ranks that servers set memory aside for.
+const SERVING_RANKS: [usize; 4] = [8, 16, 32, 64];
 
 /// The release of PEFT whose format this is.
 const PEFT_VERSION: &str = "0.20.0";
@@ -34,38 +34,45 @@ pub fn write_adapter(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Re
     })
 }
 
-/// Writes the copy for servers that know one rank for all weights: padded with zeros to a common rank, which is
-/// returned, with the scale folded into B and without the head. The product B·A stays the same.
+/// The rank of the copy for servers: the least one of 8, 16, 32 and 64 that no weight exceeds.
 ///
 /// # Errors
-/// When there are no factors, a rank exceeds the largest of [`SERVING_RANKS`], `target` is there and not empty, or the
-/// disk refuses.
-pub fn write_serving(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Result<usize, IoError> {
-    let Some(highest) = ranks(adapter).into_values().max() else {
-        return Err(IoError::adapter(target, "there are no factors to serve: the adapter consists of its head alone"));
-    };
+/// Why vLLM, TGI and SGLang cannot serve the adapter over a shared base model, and what to do.
+pub fn serving_rank(adapter: &Adapter, info: &AdapterInfo) -> Result<usize, String> {
+    if info.task == AdapterTask::Classification || !adapter.head.is_empty() {
+        return Err("vLLM, TGI and SGLang take no classification head with an adapter; export the merged model".into());
+    }
+    if info.fan_in_fan_out {
+        return Err("vLLM, TGI and SGLang take no adapters for GPT-2; export the merged model".into());
+    }
+    let highest = ranks(adapter).into_values().max().ok_or("there are no factors to serve")?;
     let largest = SERVING_RANKS[SERVING_RANKS.len() - 1];
-    let Some(rank) = SERVING_RANKS.into_iter().find(|&rank| rank >= highest) else {
-        let reason =
-            format!("a weight has rank {highest}, but servers load ranks up to {largest}; export the merged model");
-        return Err(IoError::adapter(target, reason));
-    };
+    SERVING_RANKS.into_iter().find(|&rank| rank >= highest).ok_or_else(|| {
+        format!("a weight has rank {highest}, but servers load ranks up to {largest}; export the merged model")
+    })
+}
+
+/// Writes a language model's adapter for servers that know one rank for all weights: padded with zeros to
+/// [`serving_rank`], under the same scaling, so that what it computes stays the same.
+///
+/// # Errors
+/// When it cannot be served, `target` is there and not empty, or the disk refuses.
+pub fn write_serving(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Result<(), IoError> {
+    let rank = serving_rank(adapter, info).map_err(|reason| IoError::adapter(target, reason))?;
     let mut tensors = BTreeMap::new();
     for (weight, factors) in adapter.factors.iter().filter(|(_, f)| f.rank() > 0) {
         let (a, b) = (factors.a(), factors.b());
         let padded_a = Matrix::from_fn(rank, a.cols(), |i, j| if i < a.rows() { a.row(i)[j] } else { 0.0 });
-        let padded_b =
-            Matrix::from_fn(b.rows(), rank, |i, j| if j < b.cols() { adapter.scaling * b.row(i)[j] } else { 0.0 });
+        let padded_b = Matrix::from_fn(b.rows(), rank, |i, j| if j < b.cols() { b.row(i)[j] } else { 0.0 });
         tensors.insert(format!("{weight}{A_SUFFIX}"), padded_a);
         tensors.insert(format!("{weight}{B_SUFFIX}"), padded_b);
     }
     let uniform = Ranks { rank, others: Map::new() };
-    let config = config(adapter, info, &uniform, 1.0, Value::Null);
+    let config = config(adapter, info, &uniform, Value::Null);
     write_folder(target, |folder| {
         write_json(&folder.join(CONFIG), &config)?;
         write_weights(&folder.join(WEIGHTS), tensors)
-    })?;
-    Ok(rank)
+    })
 }
 
 /// The rank of every weight that has one.
@@ -101,19 +108,19 @@ fn faithful_config(adapter: &Adapter, info: &AdapterInfo) -> Value {
     let mut heads: Vec<&str> = adapter.head.keys().filter_map(|name| name.split('.').next()).collect();
     heads.dedup();
     let saved = if heads.is_empty() { Value::Null } else { json!(heads) };
-    config(adapter, info, &ranks, f64::from(adapter.scaling), saved)
+    config(adapter, info, &ranks, saved)
 }
 
 /// PEFT's scale of a module is alpha / rank, so a weight of another rank has another alpha, too.
-fn config(adapter: &Adapter, info: &AdapterInfo, ranks: &Ranks, scaling: f64, modules_to_save: Value) -> Value {
-    let alpha = |rank: f64| number(scaling * rank);
+fn config(adapter: &Adapter, info: &AdapterInfo, ranks: &Ranks, modules_to_save: Value) -> Value {
+    let alpha = |rank: f64| number(f64::from(adapter.scaling) * rank);
     let alphas: Map<String, Value> =
         ranks.others.iter().map(|(key, rank)| (key.clone(), alpha(rank.as_f64().unwrap_or_default()))).collect();
     let weights: Vec<String> = self::ranks(adapter).keys().map(ToString::to_string).collect();
     let targets = if weights.is_empty() { json!(NO_TARGETS) } else { json!(weights) };
     let task = match info.task {
         AdapterTask::CausalLm => json!("CAUSAL_LM"),
-        // With SEQ_CLS PEFT insists on a head, so the copy without one has no task.
+        // With SEQ_CLS PEFT insists on a head.
         AdapterTask::Classification if modules_to_save.is_null() => Value::Null,
         AdapterTask::Classification => json!("SEQ_CLS"),
     };
