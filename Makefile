@@ -16,10 +16,10 @@ REFERENCE := .venv-interop/bin/python
 MODEL := assets/models/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test asan lint doc deny interop golden assets reference fuzz clean ci bench
+.PHONY: help demo test asan lint doc deny interop interop-lm golden assets reference fuzz clean ci bench
 
 help: ## List the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: assets ## Fine-tune the demo model across four unequal silos (about three minutes on two cores, and building)
 	cargo build --release -p fedpipe
@@ -64,6 +64,11 @@ endif
 		$(REFERENCE) scripts/interop.py $(ENCODER_RUN)-$$name --model $(FIXTURES)/$$name --tolerance 1e-5 \
 			--data assets/data/reuters-r8-test.tsv --fedpipe target/debug/fedpipe || exit; \
 	done
+
+interop-lm: reference ## Compare a fine-tuned GGUF model with PEFT: logits and texts (RUN=runs/NAME DATA=FILE.csv)
+	cargo build --release -p fedpipe
+	cargo build --release -p fedpipe-model --example lm_logits
+	$(REFERENCE) scripts/interop_lm.py $(RUN) --data $(DATA)
 
 bench: assets reference ## Measure speed and memory beside PEFT and the machine's limit (QUICK=1: a short look; E2E=FILE: a decoder, too)
 	$(PYTHON) bench/run.py $(if $(QUICK),--quick) $(if $(E2E),--e2e $(E2E))

@@ -151,7 +151,10 @@ pub struct PredictArgs {
     /// One text
     #[arg(long, conflicts_with = "data")]
     pub text: Option<String>,
-    /// Texts: .tsv, .csv, .jsonl or .parquet
+    /// The second text of a pair
+    #[arg(long, value_name = "TEXT", requires = "text")]
+    pub text_pair: Option<String>,
+    /// Texts: .tsv, .csv, .jsonl, .parquet or .txt
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Stop after so many texts

@@ -109,6 +109,38 @@ fn plain_text() {
 }
 
 #[test]
+fn pairs_of_texts() {
+    let world = World::new();
+    let mut csv = String::from("premise,hypothesis,gold\n");
+    for i in 0..240 {
+        // Whether the second text repeats the first one's word.
+        let (word, same) = (10 + i % 20, i % 2 == 0);
+        let other = if same { word } else { 50 + i % 20 };
+        csv += &format!("w{word} w{},w{other},{}\n", 70 + i % 7, if same { "same" } else { "other" });
+    }
+    fs::write(world.path("a.csv"), csv).unwrap();
+    let sets = [
+        "task.kind=pair",
+        "data.train=[\"a.csv\"]",
+        "data.test=[\"a.csv\"]",
+        "data.text=premise",
+        "data.text_pair=hypothesis",
+        "data.label=gold",
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    world.succeed(&[&["run", "run.toml", "--quiet"], &sets[..]].concat());
+    let summary = world.json("runs/a/summary.json");
+    assert!(summary["accuracy"].as_f64().unwrap() > 0.9, "{summary}");
+    assert!(summary["matthews"].as_f64().unwrap() > 0.8, "{summary}");
+    let label = world.succeed(&["predict", "runs/a", "--text", "w12 w71", "--text-pair", "w55"]);
+    assert!(label.starts_with("other\t"), "{label}");
+    let labels = world.succeed(&["predict", "runs/a", "--data", "a.csv", "--limit", "2"]);
+    assert_eq!(labels.lines().count(), 2);
+    let refused = world.refuse(&["predict", "runs/a"]);
+    assert!(refused.contains("--text and --text-pair"), "{refused}");
+}
+
+#[test]
 fn sites_are_told_apart_by_a_pattern() {
     let world = decoder_world();
     let mut csv = String::from("prompt,completion\n");

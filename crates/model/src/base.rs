@@ -50,7 +50,13 @@ impl BaseModel {
     /// # Errors
     /// When there is no tokenizer, or `max_length` leaves no room beside its special tokens.
     pub fn text_encoder(&self, max_length: usize) -> Result<TextEncoder, DataError> {
-        TextEncoder::new(self.files.tokenizer()?, self.files.path(), max_length, self.outline.vocabulary)
+        TextEncoder::new(
+            self.files.tokenizer()?,
+            self.files.path(),
+            max_length,
+            self.outline.vocabulary,
+            self.outline.segments,
+        )
     }
 
     /// What the model consists of.

@@ -9,6 +9,7 @@ use common::{assert_close, candidates, fixture, flat, matrix, probes, safetensor
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, WeightId};
 use fedpipe_model::BaseModel;
 use fedpipe_model::adapter::{Adapters, Trainable};
+use fedpipe_model::data::SECOND_TEXT;
 use fedpipe_model::ops::{ClassifierHead, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, Parameters};
 use std::collections::{BTreeMap, HashMap};
@@ -63,6 +64,27 @@ fn logits_loss_and_base_gradients_agree_with_transformers() {
             let expected = flat(&golden[&format!("base.grad.{name}")]);
             assert_close(&format!("{kind} {name}"), gradients.get(id).unwrap(), &expected, 1e-4);
         }
+    }
+}
+
+#[test]
+fn the_second_text_of_a_pair_is_told_apart_as_in_transformers() {
+    let golden = golden();
+    let Batch { ids, offsets, .. } = batch(&golden);
+    let kinds = golden["token_type_ids"].to_vec1::<i64>().unwrap();
+    let marked: Vec<u32> =
+        ids.iter().zip(kinds).map(|(&id, kind)| if kind == 1 { id | SECOND_TEXT } else { id }).collect();
+    let base = BaseModel::open(&fixture("bert-tiny")).unwrap();
+    let encoder = base.encoder(BaseFormat::F32).unwrap();
+    let model = safetensors(fixture("bert-tiny/model.safetensors"));
+    for (_, workspace) in workspaces() {
+        let mut parameters = Parameters::default();
+        let [weight, bias] = ["classifier.weight", "classifier.bias"].map(|name| parameters.add(matrix(&model[name])));
+        let adapters = Adapters::none();
+        let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference).unwrap();
+        let pooled = encoder.pooled(&mut *ops, &marked, &offsets).unwrap();
+        let found = ops.classify(&pooled, ClassifierHead::linear(weight, Some(bias)), None).unwrap();
+        assert_close("logits", &found.logits, &flat(&golden["base.segments.logits"]), 1e-4);
     }
 }
 
@@ -122,7 +144,7 @@ fn the_real_minilm_agrees_with_transformers() {
     let encoder = base.encoder(BaseFormat::F32).unwrap();
     let cases = fixture["cases"].as_array().unwrap();
     let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();
-    let batch = tokens.texts(&texts).unwrap();
+    let batch = tokens.texts(&texts.iter().map(|text| (*text, None)).collect::<Vec<_>>()).unwrap();
     let none = Adapters::none();
     let workspace = Workspace::new(OpsKind::Fast, BaseFormat::F32, false);
     let mut ops = workspace.ops(&parameters, &none, Pass::Inference).unwrap();

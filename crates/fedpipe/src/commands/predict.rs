@@ -22,6 +22,9 @@ struct Line<'a> {
     logits: Option<&'a [f32]>,
 }
 
+/// A text, and the second one of a pair.
+type Text = (String, Option<String>);
+
 /// Prints the label and the probability of every text, in order.
 pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
     let trained = Trained::open(&args.trained.trained, args.trained.model.as_deref())?;
@@ -30,21 +33,25 @@ pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
         return Err(AppError::user(what).hint("use `fedpipe generate`"));
     };
     let limit = args.limit.unwrap_or(usize::MAX);
-    let texts: Box<dyn Iterator<Item = Result<String, AppError>>> = match (&args.text, &args.data) {
-        (Some(text), _) => Box::new(std::iter::once(Ok(text.clone()))),
+    let columns = Columns { label: None, ..super::evaluate::columns(&trained) };
+    let texts: Box<dyn Iterator<Item = Result<Text, AppError>>> = match (&args.text, &args.data) {
+        (Some(text), _) => Box::new(std::iter::once(Ok((text.clone(), args.text_pair.clone())))),
         (None, Some(file)) => {
-            let columns = Columns { label: None, ..super::evaluate::columns(&trained) };
-            Box::new(read(file, &columns)?.into_iter().map(|example| Ok(example.text)))
+            Box::new(read(file, &columns)?.into_iter().map(|example| Ok((example.text, example.second))))
         }
-        (None, None) => Box::new(lines()),
+        (None, None) if columns.second.is_some() => {
+            return Err(AppError::user("pairs of texts come from --data FILE, or --text and --text-pair"));
+        }
+        (None, None) => Box::new(lines().map(|line| Ok((line?, None)))),
     };
     let mut texts = texts.take(limit);
     loop {
-        let chunk = texts.by_ref().take(CHUNK).collect::<Result<Vec<String>, AppError>>()?;
+        let chunk = texts.by_ref().take(CHUNK).collect::<Result<Vec<Text>, AppError>>()?;
         if chunk.is_empty() {
             return Ok(());
         }
-        let predictions = trained.predict(&trained.encoder.texts(&chunk)?)?;
+        let texts: Vec<_> = chunk.iter().map(|(text, second)| (text.as_str(), second.as_deref())).collect();
+        let predictions = trained.predict(&trained.encoder.texts(&texts)?)?;
         let mut out = std::io::stdout().lock();
         for prediction in &predictions {
             writeln!(out, "{}", line(args, labels, prediction)?).map_err(AppError::output)?;

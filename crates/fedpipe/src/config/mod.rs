@@ -154,6 +154,15 @@ pub enum DataColumns {
         /// Column of the label.
         label: String,
     },
+    /// Pairs of texts with labels.
+    Paired {
+        /// Column of the first text.
+        text: String,
+        /// Column of the second text.
+        text_pair: String,
+        /// Column of the label.
+        label: String,
+    },
     /// Prompts with what is to be written after them.
     Completed {
         /// Column of the prompt.
@@ -188,6 +197,9 @@ impl DataColumns {
         let labelled = |text: &str, label: &String| Columns { label: Some(label.clone()), ..Columns::of_text(text) };
         match self {
             Self::Labelled { text, label } => labelled(text, label),
+            Self::Paired { text, text_pair, label } => {
+                Columns { second: Some(text_pair.clone()), ..labelled(text, label) }
+            }
             Self::Completed { prompt, completion } => labelled(prompt, completion),
             Self::Messages { messages } => Columns { structured: true, ..Columns::of_text(messages) },
             Self::Alpaca { instruction, input, output } => {

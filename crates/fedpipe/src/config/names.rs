@@ -1,7 +1,7 @@
 //! The names that a configuration may use, each table once; the first of each is the default.
 
 /// `task.kind`.
-pub const TASKS: &[&str] = &["classification", "instruct", "lm"];
+pub const TASKS: &[&str] = &["classification", "pair", "instruct", "lm"];
 /// `task.template`.
 pub const TEMPLATES: &[&str] = &["auto", "chat", "plain"];
 /// `task.format`.

@@ -99,6 +99,9 @@ fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> Da
         ("instruct", InstructionFormat::Alpaca) => {
             DataColumns::Alpaca { instruction: column("instruction"), input: column("input"), output: column("output") }
         }
+        ("pair", _) => {
+            DataColumns::Paired { text: column("text"), text_pair: column("text_pair"), label: column("label") }
+        }
         ("lm", _) => DataColumns::Texts { text: column("text") },
         _ => DataColumns::Labelled { text: column("text"), label: column("label") },
     };

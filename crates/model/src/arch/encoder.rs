@@ -5,6 +5,7 @@ use super::config::{Sizes, refuse};
 use super::weights::Weights;
 use super::{Backbone, Outline};
 use crate::Error;
+use crate::data::SECOND_TEXT;
 use crate::head::HeadLayout;
 use crate::io::WeightSource;
 use crate::nn::{Linear, together};
@@ -43,7 +44,7 @@ pub(super) struct LayerNames {
 pub(super) struct Config {
     pub(super) layout: &'static Layout,
     pub(super) sizes: Sizes,
-    /// Rows of the segment table, if there is one; every token is in the first segment.
+    /// Rows of the segment table, if there is one; tokens without [`SECOND_TEXT`] are in the first segment.
     pub(super) segments: Option<usize>,
     /// The padding token, where positions are counted from the one after its id.
     pub(super) padding: Option<u32>,
@@ -106,6 +107,7 @@ impl Config {
             classifier_class: layout.classifier_class,
             causal: None,
             transposed: false,
+            segments: self.segments.is_some_and(|segments| segments > 1),
         }
     }
 }
@@ -247,11 +249,13 @@ impl Backbone for Encoder {
         self.words.columns()
     }
 
-    /// Sum of the word, position and first segment embeddings, normalised.
+    /// Sum of the word, position and segment embeddings, normalised.
     fn embed<'a>(&'a self, ops: &mut dyn Ops<'a>, ids: &[u32], offsets: &Offsets) -> Result<Value, Error> {
-        let (positions, first) = (self.positions(ids, offsets), vec![0u32; ids.len()]);
-        let mut tables = vec![(&self.words, ids), (&self.positions, &positions)];
-        tables.extend(self.segments.as_ref().map(|segments| (segments, first.as_slice())));
+        let of_tokens: Vec<u32> = ids.iter().map(|id| u32::from(id & SECOND_TEXT != 0)).collect();
+        let ids: Vec<u32> = ids.iter().map(|id| id & !SECOND_TEXT).collect();
+        let positions = self.positions(&ids, offsets);
+        let mut tables = vec![(&self.words, ids.as_slice()), (&self.positions, &positions)];
+        tables.extend(self.segments.as_ref().map(|segments| (segments, of_tokens.as_slice())));
         let sum = ops.embed(&tables)?;
         ops.norm(&sum, None, &self.norm)
     }

@@ -98,6 +98,7 @@ impl Config {
                 shape: (vocabulary, h),
             }),
             transposed: true,
+            segments: false,
         }
     }
 }

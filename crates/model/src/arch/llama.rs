@@ -241,6 +241,7 @@ impl Config {
                 shape: (self.vocabulary, self.hidden),
             }),
             transposed: false,
+            segments: false,
         }
     }
 }

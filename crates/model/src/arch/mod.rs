@@ -89,6 +89,8 @@ pub struct Outline {
     pub causal: Option<CausalHead>,
     /// Whether files hold its linear weights as `[inputs, outputs]`.
     pub transposed: bool,
+    /// Whether the two texts of a pair have embeddings that tell them apart ([`SECOND_TEXT`](crate::data::SECOND_TEXT)).
+    pub segments: bool,
 }
 
 /// The output head of a language model.

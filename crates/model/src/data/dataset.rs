@@ -14,10 +14,13 @@ pub enum Targets {
     Tokens(Vec<u32>),
 }
 
+/// Marks a token of the second text of a pair, where the model tells the two apart.
+pub const SECOND_TEXT: u32 = 1 << 31;
+
 /// Encoded examples. Text `i` is `ids[offsets[i]..offsets[i + 1]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
-    /// Tokens of all texts, one after the other.
+    /// Tokens of all texts, one after the other; those of a pair's second text may carry [`SECOND_TEXT`].
     pub ids: Vec<u32>,
     /// `[texts + 1]`; the first is 0.
     pub offsets: Vec<usize>,
@@ -125,8 +128,8 @@ impl Dataset {
     /// # Errors
     /// When there is one, naming it.
     pub fn check_vocabulary(&self, vocabulary: usize) -> Result<(), DataError> {
-        match self.ids.iter().find(|&&token| token as usize >= vocabulary) {
-            Some(&token) => Err(DataError::TokenOutOfVocabulary { token, vocabulary }),
+        match self.ids.iter().map(|id| id & !SECOND_TEXT).find(|&token| token as usize >= vocabulary) {
+            Some(token) => Err(DataError::TokenOutOfVocabulary { token, vocabulary }),
             None => Ok(()),
         }
     }

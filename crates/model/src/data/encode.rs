@@ -1,9 +1,9 @@
 //! Texts into tokens, by the tokenizer that came with the model.
 
-use super::{DataError, Dataset, Example, Labels, Targets};
+use super::{DataError, Dataset, Example, Labels, SECOND_TEXT, Targets};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-use tokenizers::{PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{EncodeInput, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 /// A model's tokenizer with a bound on the tokens of a text.
 #[derive(Debug, Clone)]
@@ -14,13 +14,15 @@ pub struct TextEncoder {
     path: PathBuf,
     max_length: usize,
     vocabulary: usize,
+    /// Whether tokens of a pair's second text are marked.
+    segments: bool,
 }
 
 impl TextEncoder {
     /// With the tokenizer of `model`. A text becomes at most `max_length` tokens, special tokens such as `[CLS]` included;
     /// what is longer loses its end. Padding that the tokenizer asks for is switched off.
     ///
-    /// `vocabulary` is the number of embeddings of the model, which every token is checked against.
+    /// Every token is checked against the model's `vocabulary`; with `segments` it tells the texts of a pair apart.
     ///
     /// # Errors
     /// When `max_length` leaves no room beside the special tokens.
@@ -29,6 +31,7 @@ impl TextEncoder {
         model: &Path,
         max_length: usize,
         vocabulary: usize,
+        segments: bool,
     ) -> Result<Self, DataError> {
         let path = model.to_path_buf();
         let error = |reason: String| DataError::Tokenizer { path: path.clone(), reason };
@@ -48,7 +51,7 @@ impl TextEncoder {
         let mut whole = tokenizer.clone();
         whole.with_truncation(None).map_err(|e| error(e.to_string()))?;
         tokenizer.with_truncation(Some(truncation)).map_err(|e| error(e.to_string()))?;
-        Ok(Self { tokenizer, whole, path, max_length, vocabulary })
+        Ok(Self { tokenizer, whole, path, max_length, vocabulary, segments })
     }
 
     /// The tokenizer, which cuts nothing.
@@ -71,32 +74,37 @@ impl TextEncoder {
         self.max_length
     }
 
-    /// The tokens of labelled examples, in their order.
+    /// The tokens of labelled texts or pairs, in their order.
     ///
     /// # Errors
     /// When a label is not among `labels`, or a token is not in the model's vocabulary.
     pub fn examples(&self, examples: &[Example], labels: &Labels) -> Result<Dataset, DataError> {
         let classes = examples.iter().map(|e| labels.class_of(e)).collect::<Result<Vec<u32>, _>>()?;
-        let texts: Vec<&str> = examples.iter().map(|e| e.text.as_str()).collect();
+        let texts: Vec<_> = examples.iter().map(|e| (e.text.as_str(), e.second.as_deref())).collect();
         Ok(Dataset { targets: Targets::Classes(classes), ..self.texts(&texts)? })
     }
 
-    /// The tokens of texts without labels, in their order.
+    /// The tokens of texts, or of pairs of texts, without labels, in their order.
     ///
     /// # Errors
     /// When a token is not in the model's vocabulary.
-    pub fn texts(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Dataset, DataError> {
-        let tokens = texts.par_iter().map(|text| self.tokens(text.as_ref())).collect::<Result<Vec<_>, _>>()?;
+    pub fn texts(&self, texts: &[(&str, Option<&str>)]) -> Result<Dataset, DataError> {
+        let tokens =
+            texts.par_iter().map(|&(text, second)| self.tokens(text, second)).collect::<Result<Vec<_>, _>>()?;
         self.checked(Dataset::pack(&tokens, Targets::None))
     }
 
-    fn tokens(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        match self.tokenizer.encode_fast(text, true) {
+    fn tokens(&self, text: &str, second: Option<&str>) -> Result<Vec<u32>, DataError> {
+        let input = second.map_or_else(|| EncodeInput::from(text), |second| EncodeInput::from((text, second)));
+        match self.tokenizer.encode_fast(input, true) {
             Ok(encoding) if encoding.is_empty() => Err(DataError::Tokenizer {
                 path: self.path.clone(),
                 reason: format!("it makes no token of {text:?}; a classifier needs at least one, such as [CLS]"),
             }),
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Ok(encoding) => {
+                let marked = |(&id, &kind): (&u32, &u32)| if self.segments && kind > 0 { id | SECOND_TEXT } else { id };
+                Ok(encoding.get_ids().iter().zip(encoding.get_type_ids()).map(marked).collect())
+            }
             Err(e) => Err(self.refused(e.to_string())),
         }
     }
@@ -127,7 +135,7 @@ mod tests {
 
     fn encoder(max_length: usize, vocabulary: usize) -> Result<TextEncoder, DataError> {
         let tokenizer = Tokenizer::from_bytes(TOKENIZER).unwrap();
-        TextEncoder::new(tokenizer, "tokenizer.json".as_ref(), max_length, vocabulary)
+        TextEncoder::new(tokenizer, "tokenizer.json".as_ref(), max_length, vocabulary, true)
     }
 
     fn example(text: &str, label: &str) -> Example {
@@ -153,9 +161,19 @@ mod tests {
     }
 
     #[test]
+    fn the_second_text_of_a_pair_is_marked_and_the_longer_one_is_cut() {
+        let tokenizer = Tokenizer::from_bytes(TOKENIZER).unwrap();
+        let pair = [("oil price wheat oil", Some("wheat"))];
+        for (segments, last) in [(true, 4 | SECOND_TEXT), (false, 4)] {
+            let encoder = TextEncoder::new(tokenizer.clone(), "t".as_ref(), 4, 7, segments).unwrap();
+            assert_eq!(encoder.texts(&pair).unwrap().ids, [5, 6, 4, last]);
+        }
+    }
+
+    #[test]
     fn a_model_with_fewer_tokens_is_refused() {
         let encoder = encoder(8, 6).unwrap();
-        let error = encoder.texts(&["wheat price"]).unwrap_err();
+        let error = encoder.texts(&[("wheat price", None)]).unwrap_err();
         assert!(error.to_string().contains("gives token 6, but the model knows 6"), "{error}");
     }
 

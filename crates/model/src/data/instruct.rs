@@ -251,7 +251,7 @@ mod tests {
                         {% if add_generation_prompt %}<assistant>{% endif %}";
 
     fn encoder(max_length: usize) -> TextEncoder {
-        TextEncoder::new(Tokenizer::from_bytes(TOKENIZER).unwrap(), "t".as_ref(), max_length, 5).unwrap()
+        TextEncoder::new(Tokenizer::from_bytes(TOKENIZER).unwrap(), "t".as_ref(), max_length, 5, false).unwrap()
     }
 
     fn example(prompt: &str, completion: &str) -> Example {
