@@ -97,11 +97,11 @@ reference: ## Make the Python environment of interop, bench and golden (2.4 GB t
 	PYTHON=$(PYTHON) scripts/python_env.sh
 
 fuzz: ## Fuzz what reads bytes from outside, a minute each (FUZZ_SECONDS=300: longer)
-	PYTHON=$(PYTHON) scripts/fuzz.sh $(FUZZ_SECONDS)
+	scripts/fuzz.sh $(FUZZ_SECONDS)
 
 clean: ## Remove what was built and the Python environments; assets and runs stay
 	cargo clean
-	rm -rf .venv-deny .venv-golden .venv-interop
+	rm -rf .venv-deny .venv-golden .venv-interop fuzz/artifacts fuzz/corpus
 
 ci: ## Run what CI runs
 	bash .ci/run

@@ -1,5 +1,6 @@
 //! What transformers gives to chat templates beyond Jinja.
 
+use super::confined::check_shape;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::Serialize;
@@ -31,6 +32,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     if value.is_undefined() {
         return Err(Error::new(ErrorKind::UndefinedError, "tojson of something that is not there"));
     }
+    check_shape(value)?;
     let indent = options.get::<Option<usize>>("indent")?;
     let ascii = options.get::<Option<bool>>("ensure_ascii")?;
     options.assert_all_used()?;

@@ -1,6 +1,7 @@
 //! Conversations: chat templates, and which tokens of one the model is to learn.
 
 mod answers;
+mod confined;
 mod error;
 mod functions;
 mod template;

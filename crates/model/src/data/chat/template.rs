@@ -1,5 +1,6 @@
 //! Chat templates: Jinja, as transformers' `apply_chat_template` runs it.
 
+use super::confined::{bound_printing, confined};
 use super::error::ChatError;
 use super::functions::{Raised, add};
 use crate::io::{IoError, read_json};
@@ -12,11 +13,12 @@ use serde_json::{Map, Value};
 use std::error::Error;
 use std::path::Path;
 
-/// Longest source that is read; those with tools and dates take 10 KiB.
-const MAX_SOURCE_BYTES: usize = 1 << 18;
-/// Steps that a conversation may take; those of a thousand messages take a tenth. A step makes at most 64 bytes, so this
+/// Longest source that is read; those with tools and dates take 10 to 20 KiB. The compiler takes time by the square of a
+/// chain of operators: at this length seconds.
+const MAX_SOURCE_BYTES: usize = 1 << 15;
+/// Steps that a conversation may take; those of a thousand messages take a third. A step makes at most 64 bytes, so this
 /// bounds the memory, too.
-const FUEL: u64 = 1 << 20;
+const FUEL: u64 = 1 << 18;
 /// Deepest nesting of macros and loops.
 const MAX_DEPTH: usize = 64;
 const NAME: &str = "chat";
@@ -41,10 +43,9 @@ pub enum Prompt {
 
 /// A chat template: how a conversation becomes one text.
 ///
-/// Templates come with models. One can read nothing but the conversation, and loops, recursion and text are bounded by
-/// fuel. What minijinja does not bound is how lists nest: a template written for it (a list that holds itself, or is
-/// doubled thirty times) can overflow the stack or run for minutes, so a template needs as much trust as a program that
-/// may crash, though not more.
+/// Templates come with models. One can read nothing but the conversation; loops, recursion and text are bounded by fuel,
+/// and it runs on a stack that suffices for all that so much fuel can nest. What is left: a list that is doubled thirty
+/// times and then compared with another takes minutes.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -64,13 +65,14 @@ impl ChatTemplate {
         }
         let mut environment = Environment::new();
         add(&mut environment);
+        bound_printing(&mut environment);
         environment.set_syntax(
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| error(e.to_string()))?,
         );
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(MAX_DEPTH);
         let source = without_generation_marks(source)?;
-        environment.add_template_owned(NAME, source).map_err(|e| error(located(&e)))?;
+        confined(|| environment.add_template_owned(NAME, source).map_err(|e| error(located(&e))))??;
         Ok(Self { environment, bos: bos.map(str::to_string), eos: eos.map(str::to_string) })
     }
 
@@ -101,6 +103,11 @@ impl ChatTemplate {
     /// # Errors
     /// When the template refuses it, fails or does too much.
     pub fn render(&self, messages: &[Message], prompt: Prompt) -> Result<String, ChatError> {
+        // The values are dropped where they were made.
+        confined(|| self.render_here(messages, prompt))?
+    }
+
+    fn render_here(&self, messages: &[Message], prompt: Prompt) -> Result<String, ChatError> {
         // Neither is there, which templates ask for with `is none`.
         let none = || minijinja::Value::from(());
         // A token that the model does not have is undefined, as in transformers.

@@ -161,7 +161,35 @@ fn hostile_templates_are_stopped() {
     let deep = format!("{}1{}", "{{ (".repeat(5_000), ") }}".repeat(5_000));
     assert!(run(&deep).is_err());
     assert!(run(&format!("{{{{ {}1{} }}}}", "(".repeat(9_999), ")".repeat(9_999))).is_err());
-    assert!(run(&"x".repeat(1 << 19)).unwrap_err().to_string().contains("262144 are possible"));
+    assert!(run(&"x".repeat(1 << 17)).unwrap_err().to_string().contains("32768 are possible"));
+}
+
+/// All of these end the process on an ordinary stack.
+#[test]
+fn what_nests_deep_is_stopped_or_done() {
+    let run = |source: &str| ChatTemplate::new(source, None, None)?.render(&messages(&[("user", "x")]), Prompt::None);
+    let nested = |times: usize, levels: usize, rest: &str| {
+        let (open, close) = ("[".repeat(levels), "]".repeat(levels));
+        let step = format!("{{% set ns.l = {open}ns.l{close} %}}");
+        let rounds: String = (0..times).map(|_| format!("{{% for i in range(9999) %}}{step}{{% endfor %}}")).collect();
+        format!("{{% set ns = namespace(l=[]) %}}{rounds}{rest}")
+    };
+    // 20,000 lists in each other, and as many as there is fuel for.
+    for rest in ["{{ ns.l }}", "{{ ns.l | tojson }}", "{{ ns.l | string }}", "{{ ns.l ~ '' }}", "{{ ns.l == [ns.l] }}"]
+    {
+        let _ = run(&nested(2, 1, rest));
+    }
+    assert!(run(&nested(2, 1, "{{ ns.l }}")).unwrap_err().to_string().contains("nests more than 64 lists"));
+    assert_eq!(run(&nested(2, 1, "ok")).unwrap(), "ok");
+    let error = run(&nested(1, 60, "")).unwrap_err();
+    assert!(matches!(error, ChatError::TooMuchWork { .. }), "{error}");
+
+    let chain = |link: &str| format!("{{{{ x{} }}}}", link.repeat(4_000));
+    for link in ["+1", ".b", "|f", "~1", "[0]", " or 1", "()", " if 1"] {
+        let _ = run(&chain(link));
+    }
+    let doubled = format!("{{% set l = [1] %}}{}{{{{ l }}}}", "{% set l = [l, l] %}".repeat(30));
+    assert!(run(&doubled).unwrap_err().to_string().contains("holds more than 65536 others"));
 }
 
 #[test]

@@ -1,0 +1,9 @@
+#![no_main]
+
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+/// Under `TMPDIR`, which the script puts in memory.
+static FOLDER: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary folder"));
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fedpipe_fuzz::adapter(FOLDER.path(), bytes));
