@@ -133,3 +133,47 @@ fn a_memory_budget_that_nothing_fits() {
     says(&message, &["south", "8 MiB", "MiB"]);
     assert!(!world.path("runs/a").exists(), "a run that cannot be planned left a folder");
 }
+
+/// A file that is no table, or one that was made to take all memory.
+#[test]
+fn a_line_without_an_end() {
+    let world = World::new();
+    for (name, begin) in [("long.tsv", "label\ttext\n"), ("long.csv", "label,text\n"), ("long.jsonl", "")] {
+        let mut content = begin.as_bytes().to_vec();
+        content.resize(200 << 20, b'a');
+        fs::write(world.path(name), content).unwrap();
+        let line = if begin.is_empty() { "long.jsonl:1" } else { &format!("{name}:2") };
+        let message = world.refuse(&["run", "run.toml", "--set", &format!("data.test=[\"{name}\"]")]);
+        says(&message, &[line, "longer than 16777216 bytes"]);
+        fs::remove_file(world.path(name)).unwrap();
+    }
+}
+
+#[test]
+fn a_chat_template_that_was_made_to_harm() {
+    let world = World::of_prompts();
+    let run = ["run", "run.toml", "--set", "task.template=\"chat\""];
+    let nest = "{% set ns = namespace(l=[]) %}{% for a in range(9999) %}{% for b in range(10) %}{% set ns.l = [ns.l] %}\
+                {% endfor %}{% endfor %}{{ ns.l }}";
+    for (template, said) in [
+        (nest, "chat template was stopped"),
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "chat template was stopped"),
+        ("{{ open('/etc/passwd') }}", "unknown function"),
+    ] {
+        fs::write(world.path("model/chat_template.jinja"), template).unwrap();
+        says(&world.refuse(&run), &[said]);
+    }
+}
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_model() {
+    let world = World::new();
+    let path = world.path("model/tokenizer.json");
+    let tokenizer = fs::read_to_string(&path).unwrap();
+    let more = tokenizer.replace("\"w95\":95", "\"w95\":95,\"w96\":96");
+    assert_ne!(tokenizer, more);
+    fs::write(&path, more).unwrap();
+    let test = fs::read_to_string(world.path("test.tsv")).unwrap();
+    fs::write(world.path("test.tsv"), test.replacen("w1", "w96 w1", 1)).unwrap();
+    says(&world.refuse(&["run", "run.toml"]), &["the tokenizer gives token 96", "the model knows 96 tokens"]);
+}
