@@ -24,6 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from tokenizers import pre_tokenizers
 
 TARGETS = {
     "SEQ_CLS": ["query", "key", "value", "attention.output.dense"],
@@ -55,12 +56,16 @@ def read_texts(path, count, lm):
 
 
 def load(options, labels):
-    """The tokenizer and the model, in f32; of a folder with a GGUF file, its weights expanded."""
+    """The tokenizer and the model, in f32; of a folder with SmolLM2's GGUF file, its weights expanded."""
     where = {"pretrained_model_name_or_path": options.model}
     gguf = sorted(Path(options.model).glob("*.gguf"))
     if gguf:
         where["gguf_file"] = gguf[0].name
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    if gguf:
+        # Transformers leaves out of a GGUF file that SmolLM2 splits numbers into digits.
+        split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     if options.lm:
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
