@@ -118,7 +118,8 @@ fn leak<T>(value: T) -> &'static T {
 
 /// bf16 rounds x and W to 8 bits, and everything on the way: relative errors of 2⁻⁹ each, of values up to the largest.
 fn tolerance(format: BaseFormat) -> f32 {
-    if format == BaseFormat::F32 { 2e-5 } else { 3e-2 }
+    // Where a thin product cancels, what is left is the rounding of its terms.
+    if format == BaseFormat::F32 { 2e-5 } else { 6e-2 }
 }
 
 fn format() -> impl Strategy<Value = BaseFormat> {
