@@ -5,17 +5,19 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{TOLERANCE, assert_close, candidates, flat, message_with, probes, safetensors, workspaces};
-use fedpipe_core::{Adapter, BaseFormat, LowRank, Matrix, Seed, Stop, TrainWork, WeightId};
+use common::{
+    TOLERANCE, assert_close, candidates, check_training, flat, message_with, probes, safetensors, workspaces,
+};
+use fedpipe_core::{BaseFormat, Matrix, WeightId};
 use fedpipe_kernels::FrozenMatrix;
-use fedpipe_model::adapter::{Adapters, fresh_head};
+use fedpipe_model::adapter::Adapters;
 use fedpipe_model::arch::Backbone;
 use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::io::read_adapter;
 use fedpipe_model::ops::{ClassifierHead, IGNORED, KvCache, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, ParameterId, Parameters};
-use fedpipe_model::{BaseModel, Objective, Training, logits, train};
-use std::collections::{BTreeMap, HashMap};
+use fedpipe_model::{BaseModel, logits};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -180,43 +182,7 @@ fn generation_with_a_cache_gives_the_logits_of_the_whole() {
 #[test]
 fn decoders_train_as_classifiers() {
     for name in MODELS {
-        let base = BaseModel::open(&fixture(name)).unwrap();
-        let spec = base.spec(&[], Some(2)).unwrap();
-        let text = |i: u32| (0..9).map(|j| 1 + (i * 7 + j * 3) % 60).collect::<Vec<u32>>();
-        let data =
-            Dataset::pack(&(0..8).map(text).collect::<Vec<_>>(), Targets::Classes((0..8).map(|i| i % 2).collect()));
-        let fresh = |c: &fedpipe_core::CandidateWeight| {
-            (c.id.clone(), LowRank::fresh(2, c.inputs, c.outputs, Seed(1).named(c.id.as_str())))
-        };
-        for (base_format, recompute) in [(BaseFormat::F32, false), (BaseFormat::Bf16, true), (BaseFormat::Nf4, false)] {
-            let work = TrainWork {
-                adapter: Adapter {
-                    scaling: 2.0,
-                    factors: spec.candidates.iter().map(fresh).collect(),
-                    head: fresh_head(&spec.head, Seed(1)),
-                },
-                fixed: BTreeMap::new(),
-                base_format,
-                batch_size: 4,
-                steps: 30,
-                learning_rate: (1e-2, 1e-2),
-                weight_decay: 0.0,
-                max_grad_norm: 1.0,
-                dropout: 0.0,
-                spare_bytes: 0,
-                recompute,
-            };
-            let encoder = base.encoder(base_format).unwrap();
-            assert_eq!(encoder.bytes(), base.outline().base_bytes(base_format), "{name}");
-            let objective = Objective::Classification { head: base.outline().head };
-            let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: None };
-            let mut losses = Vec::new();
-            let trained =
-                train(training, &data, &work, Seed(3), &Stop::default(), &mut |report| losses.push(report.loss))
-                    .unwrap();
-            base.check_adapter(&trained, Some(2)).unwrap();
-            assert!(losses[28] + losses[29] < 0.6 * (losses[0] + losses[1]), "{name}, {base_format}: {losses:?}");
-        }
+        check_training(name, &BaseModel::open(&fixture(name)).unwrap(), 30);
     }
 }
 

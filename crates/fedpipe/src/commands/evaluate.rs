@@ -7,7 +7,7 @@ use crate::task::Task;
 use crate::trained::Trained;
 use crate::writing::Writing;
 use fedpipe_core::{Adapter, Metrics, Seed};
-use fedpipe_model::data::{Columns, Dataset, Example, Exchange, Instructions, read};
+use fedpipe_model::data::{Columns, Dataset, Example, Exchange, Instructions, read, spread};
 use fedpipe_model::generate::sampling::Decoding;
 use fedpipe_model::metrics::{Metric, TextScores};
 use serde::Serialize;
@@ -58,6 +58,7 @@ struct Prompt {
 /// Prints the quality on a file of texts with their labels, or of prompts with their completions.
 pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
     let trained = Trained::open(&args.trained.trained, args.trained.model.as_deref())?;
+    let scores = TextScores::new(&args.metrics).map_err(AppError::user)?;
     let examples = chosen(read(&args.data, &columns(&trained))?, args.examples);
     let data = trained.task.packed(trained.task.texts(&trained.encoder, &examples)?, &trained.encoder);
     let writes = !args.metrics.is_empty() || args.samples > 0;
@@ -74,7 +75,7 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
         }
         _ => vec![],
     };
-    let bench = Bench { args, trained: &trained, data: &data, prompts: &prompts };
+    let bench = Bench { args, trained: &trained, data: &data, prompts: &prompts, scores };
 
     let (quality, texts) = bench.measure(&trained.adapter)?;
     let base = Adapter { factors: BTreeMap::new(), ..trained.adapter.clone() };
@@ -100,6 +101,8 @@ struct Bench<'a> {
     data: &'a Dataset,
     /// What is to be completed.
     prompts: &'a [Prompt],
+    /// With nothing added yet.
+    scores: TextScores,
 }
 
 impl Bench<'_> {
@@ -109,7 +112,7 @@ impl Bench<'_> {
         let format = self.args.base;
         let objective = base.objective(&self.data.targets, format)?;
         let metrics = fedpipe_model::evaluate(&*base.encoder(format)?, &objective, adapter, self.data)?;
-        let mut scores = TextScores::new(&self.args.metrics).map_err(AppError::user)?;
+        let mut scores = self.scores.clone();
         let mut texts = Vec::new();
         if !self.prompts.is_empty() {
             let ids = self.prompts.iter().map(|prompt| encoder.written(&prompt.text)).collect::<Result<Vec<_>, _>>()?;
@@ -187,12 +190,6 @@ fn chosen(examples: Vec<Example>, count: Option<usize>) -> Vec<Example> {
     let texts: Vec<&str> = examples.iter().map(|example| &*example.text).filter(|&text| seen.insert(text)).collect();
     let kept: BTreeSet<String> = spread(texts.len(), count).map(|i| texts[i].to_string()).collect();
     examples.into_iter().filter(|example| kept.contains(&example.text)).collect()
-}
-
-/// `count` places of `all`, evenly spread.
-fn spread(all: usize, count: usize) -> impl Iterator<Item = usize> {
-    let count = count.min(all);
-    (0..count).map(move |i| i * all / count)
 }
 
 /// The columns of the run, or the usual ones.

@@ -28,6 +28,12 @@ pub struct Dataset {
     pub targets: Targets,
 }
 
+/// So many places, evenly spread over `all`; no more than there are.
+pub fn spread(all: usize, count: usize) -> impl Iterator<Item = usize> {
+    let count = count.min(all);
+    (0..count).map(move |i| i * all / count)
+}
+
 /// Some texts of a [`Dataset`], packed the same way: no padding.
 pub type Batch = Dataset;
 
@@ -119,7 +125,7 @@ impl Dataset {
     pub fn spread(&self, count: usize) -> Self {
         match self.len() {
             all if count == 0 || count >= all => self.clone(),
-            all => self.subset(&(0..count).map(|i| i * all / count).collect::<Vec<_>>()),
+            all => self.subset(&spread(all, count).collect::<Vec<_>>()),
         }
     }
 

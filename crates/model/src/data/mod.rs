@@ -11,7 +11,7 @@ mod read;
 
 pub use batches::Batches;
 pub use chat::{AnswerTokens, ChatError, ChatTemplate, Conversation, Message, Prompt};
-pub use dataset::{Batch, Dataset, SECOND_TEXT, Targets};
+pub use dataset::{Batch, Dataset, SECOND_TEXT, Targets, spread};
 pub use encode::TextEncoder;
 pub use error::DataError;
 pub use instruct::{Exchange, InstructionFormat, Instructions, PromptTemplate};

@@ -3,12 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
 
 use candle_core::{Device, Tensor};
-use fedpipe_core::{BaseFormat, Matrix, WeightId};
-use fedpipe_model::BaseModel;
-use fedpipe_model::adapter::{Adapters, Attached, Trained};
+use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, Stop, TrainWork, WeightId};
+use fedpipe_model::adapter::{Adapters, Attached, Trained, fresh_head};
+use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::ops::{OpsKind, Workspace};
 use fedpipe_model::parameters::{ParameterId, Parameters};
-use std::collections::HashMap;
+use fedpipe_model::{BaseModel, Objective, StepReport, Training, train};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Of logits, losses and gradients against PyTorch's.
@@ -79,4 +80,43 @@ pub fn message_with(name: &str, key: &str, value: serde_json::Value) -> String {
     config[key] = value;
     std::fs::write(&path, config.to_string()).unwrap();
     BaseModel::open(folder.path()).err().map(|error| error.to_string()).unwrap_or_default()
+}
+
+/// What `fedpipe run` does on a silo: a model learns two classes, over formats of the base and of activations.
+pub fn check_training(name: &str, base: &BaseModel, steps: usize) {
+    let spec = base.spec(&[], Some(2)).unwrap();
+    let text = |i: u32| (0..9).map(|j| 2 + (i * 7 + j * 3) % 60).collect::<Vec<u32>>();
+    let classes = Targets::Classes((0..8).map(|i| i % 2).collect());
+    let data = Dataset::pack(&(0..8).map(text).collect::<Vec<_>>(), classes);
+    let fresh =
+        |c: &CandidateWeight| (c.id.clone(), LowRank::fresh(2, c.inputs, c.outputs, Seed(1).named(c.id.as_str())));
+    for (base_format, recompute) in [(BaseFormat::F32, false), (BaseFormat::Bf16, true), (BaseFormat::Nf4, false)] {
+        let work = TrainWork {
+            adapter: Adapter {
+                scaling: 2.0,
+                factors: spec.candidates.iter().map(fresh).collect(),
+                head: fresh_head(&spec.head, Seed(1)),
+            },
+            fixed: BTreeMap::new(),
+            base_format,
+            batch_size: 4,
+            steps,
+            learning_rate: (1e-2, 1e-2),
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            dropout: 0.0,
+            spare_bytes: 0,
+            recompute,
+        };
+        let encoder = base.encoder(base_format).unwrap();
+        assert_eq!(encoder.bytes(), base.outline().base_bytes(base_format), "{name}");
+        let objective = Objective::Classification { head: base.outline().head };
+        let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: None };
+        let mut losses = Vec::new();
+        let mut hear = |report: StepReport| losses.push(report.loss);
+        let trained = train(training, &data, &work, Seed(3), &Stop::default(), &mut hear).unwrap();
+        base.check_adapter(&trained, Some(2)).unwrap();
+        let last = losses[steps - 2] + losses[steps - 1];
+        assert!(last < 0.6 * (losses[0] + losses[1]), "{name}, {base_format}: {losses:?}");
+    }
 }
