@@ -19,8 +19,8 @@ use crate::vector::{LEAST_JOBS, exp, max, multiply_add, rows_a_job, sum};
 /// The target of a token that does not count.
 pub const IGNORED: u32 = u32::MAX;
 
-/// Tokens of a tile: as many as share one expansion of the weight.
-const TOKENS: usize = 512;
+/// Most tokens of a tile: as many as share one expansion of the weight.
+const TOKENS: usize = 1024;
 /// Rows of the weight of a tile.
 const ENTRIES: usize = 1024;
 
@@ -38,8 +38,8 @@ pub struct TokenLoss {
 /// `x`, `dx` are `[tokens, hidden]`, `weight` `[vocabulary, hidden]`, `bias` `[vocabulary]`, `targets` `[tokens]`. Tokens
 /// whose target is [`IGNORED`] cost nothing, count nothing and have a gradient of 0.
 ///
-/// `[tokens, vocabulary]` is never held: working memory is at most 512 · 1024 logits and, with a gradient, 512 · `hidden`
-/// sums, all f32, 24 bytes for each of 512 tokens, 4 bytes for each token, and what a product takes.
+/// `[tokens, vocabulary]` is never held: working memory is at most 1024 · 1024 logits and, with a gradient, 1024 ·
+/// `hidden` sums, all f32, 24 bytes for each of 1024 tokens, 4 bytes for each token, and what a product takes.
 ///
 /// # Panics
 /// When a slice does not have its length, or a target is beyond the vocabulary.
@@ -64,7 +64,9 @@ pub fn linear_cross_entropy<E: Element>(
     }
     let head = Head { path: Path::current(), weight, bias };
     let mut total = 0.0;
-    for tokens in counted.chunks(TOKENS) {
+    // Tiles as even as they can be: each expands the whole weight.
+    let tiles = counted.len().div_ceil(TOKENS).max(1);
+    for tokens in counted.chunks(counted.len().div_ceil(tiles).max(1)) {
         let mut sums = Scratch::<f32>::take(if dx.is_some() { tokens.len() * hidden } else { 0 });
         let softmax = head.fold(&Picked { data: x, width: hidden, rows: tokens }, targets, &mut sums);
         total += softmax.iter().map(Softmax::loss).sum::<f64>();

@@ -339,35 +339,43 @@ impl Chunk<'_> {
         lanes
     }
 
-    /// Every output cut by columns, and by rows too where there are few columns for the threads.
+    /// Every output cut by columns, and by rows too where there are few columns for the threads, in an order in which equal
+    /// stretches take equal time. A row cut expands the same right tiles again, so only what would be left over is cut
+    /// more finely.
     fn jobs<E>(&self, outputs: &[Output<'_, E>], parallel: bool) -> Vec<Job> {
         let panels = self.panel_count();
-        let column_jobs: usize = outputs.iter().map(|output| output.columns.div_ceil(JOB_COLUMNS)).sum();
         let threads = if parallel { rayon::current_num_threads() } else { 1 };
-        let least = (if parallel { 3 * threads } else { 1 }).div_ceil(column_jobs.max(1));
-        // Cut once more where the last jobs would leave threads idle for more than a twentieth of the time.
-        let even = |row_jobs: &usize| {
-            let jobs = column_jobs * row_jobs;
-            jobs * 20 >= jobs.next_multiple_of(threads) * 19
+        let blocks: Vec<(usize, Range<usize>)> = outputs
+            .iter()
+            .enumerate()
+            .flat_map(|(output, &Output { columns, .. })| {
+                let firsts = (0..columns).step_by(JOB_COLUMNS);
+                firsts.map(move |first| (output, first..columns.min(first + JOB_COLUMNS)))
+            })
+            .collect();
+        let least = if parallel { 3 * threads } else { 1 };
+        let row_jobs = least.div_ceil(blocks.len().max(1)).clamp(1, panels);
+        let cut = |(output, columns): &(usize, Range<usize>), row_jobs: usize| {
+            let (output, first, last) = (*output, columns.start, columns.end);
+            let rows = move |part| part * panels / row_jobs;
+            (0..row_jobs).map(move |part| Job { output, first, last, from: rows(part), to: rows(part + 1) })
         };
-        let row_jobs = (least..least + threads).find(even).unwrap_or(least).clamp(1, panels);
-        let mut jobs = Vec::with_capacity(column_jobs * row_jobs);
-        for (output, columns) in outputs.iter().map(|output| output.columns).enumerate() {
-            for first in (0..columns).step_by(JOB_COLUMNS) {
-                jobs.extend((0..row_jobs).map(|part| Job {
-                    output,
-                    first,
-                    last: columns.min(first + JOB_COLUMNS),
-                    from: part * panels / row_jobs,
-                    to: (part + 1) * panels / row_jobs,
-                }));
-            }
-        }
-        jobs
+        let shared_evenly = |jobs: usize| jobs.is_multiple_of(threads);
+        let even = (0..=blocks.len()).rev().find(|blocks| shared_evenly(blocks * row_jobs)).unwrap_or(0);
+        let (even, left_over) = blocks.split_at(even);
+        let more = (row_jobs..panels).find(|row_jobs| shared_evenly(left_over.len() * row_jobs)).unwrap_or(panels);
+        let whole: Vec<Job> = even.iter().flat_map(|block| cut(block, row_jobs)).collect();
+        let pieces: Vec<Job> = left_over.iter().flat_map(|block| cut(block, more)).collect();
+        let share = |jobs: &[Job], thread: usize| -> Range<usize> {
+            thread * jobs.len() / threads..(thread + 1) * jobs.len() / threads
+        };
+        let of_thread = |thread| pieces[share(&pieces, thread)].iter().chain(&whole[share(&whole, thread)]);
+        (0..threads).flat_map(of_thread).copied().collect()
     }
 }
 
 /// The columns `first..last` of an output, for the left panels `from..to`.
+#[derive(Clone, Copy)]
 struct Job {
     output: usize,
     first: usize,
