@@ -282,6 +282,8 @@ def workloads(options):
 
 def bench(options):
     began, now = time.monotonic(), datetime.datetime.now()
+    # Before anything is built: the tree may change while the programs run.
+    measured_commit = commit()
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"warning: the machine is busy (load {load:.1f}); figures are rough", file=sys.stderr)
@@ -316,7 +318,7 @@ def bench(options):
     everything = {
         "format": FORMAT,
         "date": now.isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": measured_commit,
         "processor": processor(),
         "system": platform.platform(),
         "load_before": load,

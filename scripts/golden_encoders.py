@@ -11,7 +11,14 @@ as save_pretrained writes it (`config.json`, `model.safetensors`), its tokenizer
         cls.logits, cls.loss    [sequences, classes], and their mean cross-entropy
         cls.grad.NAME           d cls.loss / d NAME, for the linear weights of the layers and the head
         lora.logits             with peft-adapter/, a LoRA adapter as PEFT writes it, and its own head
+    qa.safetensors              of the same layers under a head that finds answers
+        head.weight, head.bias  the head, `qa_outputs`
+        spans                   [sequences, 2], first and last token of the answer
+        logits, loss            [tokens, 2], and the mean over sequences of what each costs by itself
+        grad.NAME               d loss / d NAME, for the linear weights of the layers and the head
+        lora.logits             with peft-qa/, a LoRA adapter as PEFT writes it, and its own head
     tokens.json                 texts, and their tokens cut to so many
+    windows.json                questions with passages, and the windows that they are cut into
 """
 
 import json
@@ -23,6 +30,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import peft
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
@@ -75,6 +83,15 @@ def word_pieces():
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in special.values()])
     return tokenizer, special
 
+
+# Question, passage, and the answer with its first character; no answer where there is none.
+QUESTIONS = [
+    ("Who is dearer?", "The harbour's wheat, 3.5% dearer: naïve café owners in Zürich disagree 🌾 oil.", ("café owners", 40)),
+    (" Where?", "Oil prices rose again in the harbour on Tuesday, the price of oil in Zürich.", ("Zürich", 69)),
+    ("What?", "Oil rose.", ("Oil rose.", 0)),
+    ("Why?", "wheat 🌾🌾 wheat", None),
+]
+WINDOWS = [(30, 8), (24, 0)]
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
@@ -148,10 +165,10 @@ def ragged_batch(vocabulary, padding):
     }
 
 
-def with_adapter(classifier, modules, saved, folder, padded):
-    """Logits with LoRA of rank 3 and alpha 6, which is saved to the folder."""
-    config = peft.LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=6, target_modules=modules, modules_to_save=saved)
-    model = peft.get_peft_model(classifier, config).eval()
+def with_adapter(model, task, modules, saved, folder):
+    """The model with LoRA of rank 3 and alpha 6, which is saved to the folder."""
+    config = peft.LoraConfig(task_type=task, r=3, lora_alpha=6, target_modules=modules, modules_to_save=saved)
+    model = peft.get_peft_model(model, config).eval()
     # PEFT records where the base came from; a folder that both can be moved to is named instead.
     model.peft_config["default"].base_model_name_or_path = folder.parent.name
     with torch.no_grad():
@@ -167,7 +184,7 @@ def with_adapter(classifier, modules, saved, folder, padded):
     for key in ("target_modules", "modules_to_save"):
         config[key].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return model(**padded).logits
+    return model
 
 
 def save_tokenizer(made, folder):
@@ -186,6 +203,72 @@ def save_tokenizer(made, folder):
     (folder / "tokens.json").write_text(
         f'{{\n "max_length": {MAX_LENGTH},\n "cases": [\n{cases}\n ]\n}}\n', encoding="utf-8"
     )
+    save_windows(fast, folder)
+
+
+def save_answers(name, config, sequences, folder):
+    """Sequences go through the model one by one: padded, `transformers` counts the padding as places of an answer."""
+    config.num_labels = 2
+    model = randomise(transformers.AutoModelForQuestionAnswering.from_config(config, attn_implementation="eager"))
+    prefix = f"{model.base_model_prefix}."
+    saved = safetensors.torch.load_file(folder / "model.safetensors")
+    layers = {key: value for key, value in saved.items() if key.startswith(prefix)}
+    missing, unexpected = model.load_state_dict(layers, strict=False)
+    assert all(key.startswith("qa_outputs") for key in missing) and not unexpected, (missing, unexpected)
+
+    def logits_of(model):
+        outputs = [model(input_ids=ids[None]) for ids in sequences]
+        return torch.cat([torch.stack([o.start_logits[0], o.end_logits[0]], 1) for o in outputs])
+
+    spans = torch.tensor([[i % length, max(i % length, length - 1 - i)] for i, length in enumerate(LENGTHS)])
+    loss = sum(
+        model(input_ids=ids[None], start_positions=start[None], end_positions=end[None]).loss
+        for ids, (start, end) in zip(sequences, spans)
+    ) / len(sequences)
+    loss.backward()
+    kept = [(n, p) for n, p in model.named_parameters() if LINEAR.fullmatch(n) or n.startswith("qa_outputs")]
+    values = {
+        "head.weight": model.qa_outputs.weight,
+        "head.bias": model.qa_outputs.bias,
+        "spans": spans,
+        "logits": logits_of(model),
+        "loss": loss.reshape(1),
+        **{f"grad.{n}": p.grad for n, p in kept},
+    }
+    values = {key: value.detach().clone().contiguous() for key, value in values.items()}
+    modules, _ = MODELS[name][3]
+    adapted = with_adapter(model, "QUESTION_ANS", modules, ["qa_outputs"], folder / "peft-qa")
+    values["lora.logits"] = logits_of(adapted).detach().clone()
+    save_file(values, folder / "qa.safetensors", metadata={"format": "pt"})
+
+
+def save_windows(fast, folder):
+    """Each window's tokens, which of them are the passage's, and the place of the answer, as run_qa.py labels it."""
+    cases = []
+    for max_length, stride in WINDOWS:
+        for question, passage, answer in QUESTIONS:
+            found = fast(
+                question, passage, truncation="only_second", max_length=max_length, stride=stride,
+                return_overflowing_tokens=True, return_offsets_mapping=True,
+            )
+            windows = []
+            for window, (ids, offsets) in enumerate(zip(found["input_ids"], found["offset_mapping"])):
+                own = [i for i, sequence in enumerate(found.sequence_ids(window)) if sequence == 1]
+                start = end = 0
+                if answer and own:
+                    first, last = answer[1], answer[1] + len(answer[0])
+                    if offsets[own[0]][0] <= first and offsets[own[-1]][1] >= last:
+                        start = max(i for i in own if offsets[i][0] <= first)
+                        end = min(i for i in own if offsets[i][1] >= last)
+                windows.append({"ids": ids, "passage": [own[0], own[-1] + 1] if own else [], "span": [start, end]})
+            assert answer is None or passage[answer[1] :].startswith(answer[0]), (passage, answer)
+            cases.append({
+                "max_length": max_length, "stride": stride, "question": question, "passage": passage,
+                "answers": [] if answer is None else [{"text": answer[0], "answer_start": answer[1]}],
+                "windows": windows,
+            })
+    lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
+    (folder / "windows.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def values_of(name):
@@ -211,8 +294,10 @@ def values_of(name):
         **{f"cls.grad.{n}": p.grad for n, p in kept},
     }
     values = {key: value.detach().clone().contiguous() for key, value in values.items()}
-    values["lora.logits"] = with_adapter(model, modules, saved, folder / "peft-adapter", padded).detach().clone()
+    adapted = with_adapter(model, "SEQ_CLS", modules, saved, folder / "peft-adapter")
+    values["lora.logits"] = adapted(**padded).logits.detach().clone()
     save_file(values, folder / "golden.safetensors", metadata={"format": "pt"})
+    save_answers(name, config, sequences, folder)
     # safetensors makes its files private to the user.
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)

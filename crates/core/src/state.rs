@@ -9,9 +9,9 @@ use std::fmt;
 pub const RUN_STATE_VERSION: u32 = 2;
 
 /// Quality of the federation's model on held-out examples.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Share of examples whose most probable label is right; none where texts are written instead of labelled.
+    /// Share of examples whose most probable label is right; none where texts are not labelled.
     pub accuracy: Option<f64>,
     /// F1 of each label, averaged over the labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -19,16 +19,24 @@ pub struct Metrics {
     /// Matthews correlation of predicted with right labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matthews: Option<f64>,
-    /// Mean cross-entropy, in nats: of a label, or of a token.
+    /// Share of questions whose answer is right to the word (SQuAD's exact match), in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<f64>,
+    /// F1 over the words of the answers (SQuAD's), in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_f1: Option<f64>,
+    /// Mean cross-entropy, in nats: of a label, of where an answer begins and ends, or of a token.
     pub loss: f64,
     /// Number of examples.
     pub examples: u64,
 }
 
 impl Metrics {
-    /// The figure that people compare, with its name: the accuracy, or else the perplexity.
+    /// The figure that people compare, with its name: the accuracy, the F1 of answers, or else the perplexity.
     pub fn headline(&self) -> (&'static str, f64) {
-        self.accuracy.map_or(("perplexity", self.loss.exp()), |accuracy| ("accuracy", accuracy))
+        let accuracy = self.accuracy.map(|accuracy| ("accuracy", accuracy));
+        let answers = self.answer_f1.map(|f1| ("answer-f1", f1));
+        accuracy.or(answers).unwrap_or(("perplexity", self.loss.exp()))
     }
 }
 

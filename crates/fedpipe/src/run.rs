@@ -193,6 +193,9 @@ fn enter(
     restored: Option<Restored>,
     around: &Surroundings<'_>,
 ) -> Result<(LocalTransport, Option<RunState>), AppError> {
+    for message in setup.skipped.iter().cloned() {
+        around.observer.observe(&Event::Warning { message });
+    }
     if let Some(Restored { state, warnings }) = restored {
         for message in warnings {
             around.observer.observe(&Event::Warning { message });
@@ -327,11 +330,12 @@ fn export(
         max_length: config.training.max_length,
         task: setup.task.of_adapter(),
         chat: setup.task.chat(),
+        reading: setup.task.reading(),
         fan_in_fan_out: setup.base.outline().transposed,
     };
     write_anew(run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;
-    // No server takes a head, so a classifier has no such copy.
-    if info.task == AdapterTask::Classification {
+    // No server takes a head, so only a model that writes has such a copy.
+    if info.task != AdapterTask::CausalLm {
         return Ok(());
     }
     if let Err(reason) = serving_rank(adapter, &info) {

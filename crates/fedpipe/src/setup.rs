@@ -5,15 +5,18 @@ use crate::error::AppError;
 use crate::task::Task;
 use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, SiloId, Trainer};
 use fedpipe_federation::partition::{Examples, Partition};
-use fedpipe_model::data::{Columns, DataError, Dataset, Example, Targets, read_all};
+use fedpipe_model::data::{Columns, DataError, Dataset, Example, Records, Targets, read_all};
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::{ModelSource, resolve};
 use fedpipe_model::ops::IGNORED;
 use fedpipe_model::{
-    BaseModel, CacheSettings, HeapMeter, ProfileSettings, SiloSettings, SiloTrainer, adapter::fresh_head,
+    BaseModel, CacheSettings, HeapMeter, ProfileSettings, ProfiledTargets, SiloSettings, SiloTrainer,
+    adapter::fresh_head,
 };
 use fedpipe_transport::LocalTransport;
 use regex::Regex;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +33,8 @@ pub struct Setup {
     pub train: BTreeMap<SiloId, Dataset>,
     /// The texts that the server evaluates on.
     pub test: Dataset,
+    /// What was left out of the files, for a person.
+    pub skipped: Vec<String>,
     silos: Vec<SiloSettings>,
 }
 
@@ -42,13 +47,19 @@ impl Setup {
         let base = Arc::new(open_model(&config.model)?);
         check_length(&base, config.training.max_length)?;
         let columns = columns(config);
-        let shared = read_all(&config.data.train, &columns)?;
+        let mut skipped = Vec::new();
+        let mut read = |paths: &[PathBuf], columns: &Columns| {
+            let records = read_all(paths, columns, config.data.on_bad_record)?;
+            skipped.extend(skipped_note(&records));
+            Ok::<_, AppError>(records.examples)
+        };
+        let shared = read(&config.data.train, &columns)?;
         let mut own = BTreeMap::new();
         for silo in config.silos.iter().filter(|s| !s.data.is_empty()) {
             let columns = Columns { site: None, ..columns.clone() };
-            own.insert(SiloId::new(&silo.name), read_all(&silo.data, &columns)?);
+            own.insert(SiloId::new(&silo.name), read(&silo.data, &columns)?);
         }
-        let test = read_all(&config.data.test, &Columns { site: None, ..columns })?;
+        let test = read(&config.data.test, &Columns { site: None, ..columns })?;
 
         let task = Task::of(&config.task, &base, shared.iter().chain(own.values().flatten()))?;
         let encoder = base.text_encoder(config.training.max_length)?;
@@ -56,8 +67,9 @@ impl Setup {
         for (silo, examples) in own {
             train.insert(silo, task.texts(&encoder, &examples)?);
         }
-        let train = train.into_iter().map(|(silo, data)| (silo, task.packed(data, &encoder))).collect();
-        let spec = base.spec(target_modules(config), task.classes())?;
+        let train =
+            train.into_iter().map(|(silo, data)| (silo, task.packed(data, &encoder).without_passages())).collect();
+        let spec = base.spec(target_modules(config), task.head())?;
         let silos = config.silos.iter().map(|silo| SiloSettings {
             silo: SiloId::new(&silo.name),
             memory_mib: silo.memory_mib,
@@ -66,7 +78,7 @@ impl Setup {
             cache: config.training.activation_cache.then(|| cache(config)),
         });
         let test = task.packed(task.texts(&encoder, &test)?, &encoder);
-        Ok(Self { test, silos: silos.collect(), base, spec, task, train })
+        Ok(Self { test, silos: silos.collect(), base, spec, task, train, skipped })
     }
 
     /// The silos of this process behind a transport.
@@ -98,8 +110,12 @@ impl Setup {
         // A round number, so that small changes of the data find the same profile again.
         let text_tokens = mean.next_multiple_of(16).clamp(1, self.base.outline().max_positions);
         let (formats, dropout) = (config.plan.base_formats.clone(), config.adapter.dropout);
-        let written_tokens = self.task.classes().is_none().then(|| written(self.train.values()));
-        ProfileSettings { formats, text_tokens, written_tokens, dropout, ..ProfileSettings::default() }
+        let targets = match self.task.head() {
+            HeadKind::Classes(_) => ProfiledTargets::Class,
+            HeadKind::Span => ProfiledTargets::Span,
+            HeadKind::Vocabulary => ProfiledTargets::Written(written(self.train.values())),
+        };
+        ProfileSettings { formats, text_tokens, targets, dropout, ..ProfileSettings::default() }
     }
 
     /// SHA-256 of what a run learns from and is measured on, in hexadecimal: the model, the labels and every text.
@@ -113,11 +129,12 @@ impl Setup {
         self.task.labels().iter().for_each(|name| add(name.as_bytes()));
         for (name, data) in self.train.iter().map(|(id, data)| (id.as_str(), data)).chain([("test", &self.test)]) {
             add(name.as_bytes());
-            let targets: &[u32] = match &data.targets {
-                Targets::None => &[],
-                Targets::Classes(targets) | Targets::Tokens(targets) => targets,
+            let targets: Cow<'_, [u32]> = match &data.targets {
+                Targets::None => Cow::default(),
+                Targets::Classes(targets) | Targets::Tokens(targets) => targets.into(),
+                Targets::Spans(spans) => spans.places.iter().flat_map(|span| [span.start, span.end]).collect(),
             };
-            for values in [&data.ids, targets] {
+            for values in [data.ids.as_slice(), &targets] {
                 add(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
             }
             add(&data.offsets.iter().flat_map(|&v| (v as u64).to_le_bytes()).collect::<Vec<_>>());
@@ -220,16 +237,25 @@ fn split(config: &Config, examples: &[Example], data: &Dataset) -> Result<BTreeM
         config::Partition::Column { name, .. } => Partition::Column { name: name.clone() },
     };
     // Texts without labels are all alike to the partition.
+    let texts = data.by_example();
     let labels: Vec<usize> = match &data.targets {
         Targets::Classes(classes) => classes.iter().map(|&class| class as usize).collect(),
-        Targets::None | Targets::Tokens(_) => vec![0; data.len()],
+        Targets::None | Targets::Tokens(_) | Targets::Spans(_) => vec![0; texts.len()],
     };
     let sites = sites(&config.federation.partition, examples)?;
     // A silo should at least fill the smallest batch that it may be given.
     let min_examples = config.plan.batch_sizes.iter().copied().min().unwrap_or(1);
     let seed = Seed(config.federation.seed).derive(Purpose::Partition, 0, None);
     let parts = partition.split(Examples { labels: &labels, sites: sites.as_deref() }, &silos, min_examples, seed)?;
-    Ok(parts.into_iter().map(|(silo, indices)| (silo, data.subset(&indices))).collect())
+    let of = |indices: Vec<usize>| data.subset(&indices.into_iter().flat_map(|i| texts[i].clone()).collect::<Vec<_>>());
+    Ok(parts.into_iter().map(|(silo, indices)| (silo, of(indices))).collect())
+}
+
+/// How many records were skipped, and what is wrong with the first.
+fn skipped_note(records: &Records) -> Option<String> {
+    let first = records.reasons.first()?;
+    let (skipped, all) = (records.skipped, records.skipped + records.examples.len() as u64);
+    Some(format!("{skipped} of {all} records are left out, the first because of this: {first}"))
 }
 
 /// What the partition tells examples apart by, where it does so by a column.

@@ -20,15 +20,21 @@ pub struct Summary {
     pub seed: u64,
     /// Rounds completed.
     pub rounds: u32,
-    /// Share of all test examples that is labelled right, at the end; none where texts are written.
+    /// Share of all test examples that is labelled right, at the end; none where texts are not labelled.
     pub accuracy: Option<f64>,
-    /// F1 of each label, averaged over the labels; none where texts are written.
+    /// F1 of each label, averaged over the labels; none where texts are not labelled.
     #[serde(default)]
     pub macro_f1: Option<f64>,
-    /// Matthews correlation of predicted with right labels; none where texts are written.
+    /// Matthews correlation of predicted with right labels; none where texts are not labelled.
     #[serde(default)]
     pub matthews: Option<f64>,
-    /// Perplexity of a token of the test examples, at the end; none where texts are labelled.
+    /// Share of all test questions that is answered right to the word, in percent; only for answers in passages.
+    #[serde(default)]
+    pub exact_match: Option<f64>,
+    /// F1 over the words of the answers, in percent; only for answers in passages.
+    #[serde(default)]
+    pub answer_f1: Option<f64>,
+    /// Perplexity of a token of the test examples, at the end; none where texts are not written.
     pub perplexity: Option<f64>,
     /// Mean cross-entropy over all test examples, at the end.
     pub loss: Option<f64>,
@@ -121,6 +127,8 @@ impl Summary {
             accuracy: metrics.and_then(|m| m.accuracy),
             macro_f1: metrics.and_then(|m| m.macro_f1),
             matthews: metrics.and_then(|m| m.matthews),
+            exact_match: metrics.and_then(|m| m.exact_match),
+            answer_f1: metrics.and_then(|m| m.answer_f1),
             perplexity: metrics.map(Metrics::headline).and_then(|(name, x)| (name == "perplexity").then_some(x)),
             loss: metrics.map(|m| m.loss),
             trainable_parameters: state.adapter.parameters() as u64,
@@ -219,7 +227,7 @@ mod tests {
     fn it_reads_back_under_the_promised_names() {
         let summary = Summary::of(&fixture::state(), Some(&fixture::metrics()), "virtual");
         let json = serde_json::to_value(&summary).unwrap();
-        let promised = "method seed rounds accuracy macro_f1 matthews perplexity loss trainable_parameters bytes_up bytes_down wall_seconds \
+        let promised = "method seed rounds accuracy macro_f1 matthews exact_match answer_f1 perplexity loss trainable_parameters bytes_up bytes_down wall_seconds \
                         virtual_seconds tokens_per_second peak_rss_mib";
         for name in promised.split_whitespace() {
             assert!(json.get(name).is_some(), "{name}");

@@ -3,13 +3,18 @@
 use crate::config::TaskConfig;
 use crate::error::AppError;
 use fedpipe_model::BaseModel;
-use fedpipe_model::data::{Dataset, Example, InstructionFormat, Instructions, Labels, PromptTemplate, TextEncoder};
+use fedpipe_model::data::{
+    Dataset, Example, InstructionFormat, Instructions, Labels, PromptTemplate, Reading, TextEncoder, has_answer,
+};
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::AdapterTask;
 
 /// A task with what it takes to read its texts.
 pub enum Task {
     /// A label for every text.
     Classification(Labels),
+    /// The piece of a passage that answers a question.
+    SpanQa(Reading),
     /// An answer for every instruction.
     Instruct(Box<Instructions>),
     /// The next token of plain text.
@@ -32,6 +37,10 @@ impl Task {
         match config.kind.as_str() {
             "instruct" => Self::instruct(base, config.instruction_format(), config.chat()),
             "lm" => Self::lm(base),
+            "span-qa" => {
+                let unanswerable = examples.into_iter().any(|example| !has_answer(example));
+                Self::span_qa(base, Reading { stride: config.stride.unwrap_or_default(), unanswerable })
+            }
             _ => Ok(Self::Classification(Labels::of(examples)?)),
         }
     }
@@ -44,6 +53,19 @@ impl Task {
         Ok(Self::Instruct(Box::new(Instructions { format, template: prompt_template(base, chat)? })))
     }
 
+    /// Questions about passages.
+    ///
+    /// # Errors
+    /// When the model is no encoder.
+    pub fn span_qa(base: &BaseModel, reading: Reading) -> Result<Self, AppError> {
+        if base.outline().span_class.is_some() {
+            return Ok(Self::SpanQa(reading));
+        }
+        let what = format!("a {} model does not point at answers", base.model_type());
+        Err(AppError::user(what)
+            .hint("take an encoder such as BERT, or task.kind = \"instruct\" to have answers written"))
+    }
+
     /// Plain text.
     ///
     /// # Errors
@@ -53,13 +75,14 @@ impl Task {
         Ok(Self::Lm { end: base.files().end_tokens()?.first().copied() })
     }
 
-    /// The texts with what is to be learnt of them, one for every example.
+    /// The texts with what is to be learnt of them, one for every example; of a long passage several.
     ///
     /// # Errors
-    /// When an example has an unknown label, or nothing of its completion fits.
+    /// When an example has an unknown label, nothing of its completion fits, or its answer is not in its passage.
     pub fn texts(&self, encoder: &TextEncoder, examples: &[Example]) -> Result<Dataset, AppError> {
         Ok(match self {
             Self::Classification(labels) => encoder.examples(examples, labels)?,
+            Self::SpanQa(reading) => encoder.questions(examples, *reading)?,
             Self::Instruct(instructions) => encoder.instructions(examples, instructions)?,
             Self::Lm { end } => encoder.documents(examples, *end)?,
         })
@@ -68,24 +91,25 @@ impl Task {
     /// The texts as they are learnt: documents are packed, all else stays as it is.
     pub fn packed(&self, data: Dataset, encoder: &TextEncoder) -> Dataset {
         match self {
-            Self::Classification(_) | Self::Instruct(_) => data,
+            Self::Classification(_) | Self::SpanQa(_) | Self::Instruct(_) => data,
             Self::Lm { .. } => data.packed(encoder.max_length()),
         }
     }
 
-    /// The labels; none where texts are written.
+    /// The labels; none but in a classification.
     pub fn labels(&self) -> &[String] {
         match self {
             Self::Classification(labels) => labels.names(),
-            Self::Instruct(_) | Self::Lm { .. } => &[],
+            Self::SpanQa(_) | Self::Instruct(_) | Self::Lm { .. } => &[],
         }
     }
 
-    /// The number of classes, where there are some.
-    pub fn classes(&self) -> Option<usize> {
+    /// What stands on the model's layers.
+    pub fn head(&self) -> HeadKind {
         match self {
-            Self::Classification(labels) => Some(labels.len()),
-            Self::Instruct(_) | Self::Lm { .. } => None,
+            Self::Classification(labels) => HeadKind::Classes(labels.len()),
+            Self::SpanQa(_) => HeadKind::Span,
+            Self::Instruct(_) | Self::Lm { .. } => HeadKind::Vocabulary,
         }
     }
 
@@ -93,6 +117,7 @@ impl Task {
     pub fn of_adapter(&self) -> AdapterTask {
         match self {
             Self::Classification(_) => AdapterTask::Classification,
+            Self::SpanQa(_) => AdapterTask::QuestionAnswering,
             Self::Instruct(_) | Self::Lm { .. } => AdapterTask::CausalLm,
         }
     }
@@ -101,7 +126,15 @@ impl Task {
     pub fn chat(&self) -> Option<bool> {
         match self {
             Self::Instruct(instructions) => Some(matches!(instructions.template, PromptTemplate::Chat(_))),
-            Self::Classification(_) | Self::Lm { .. } => None,
+            Self::Classification(_) | Self::SpanQa(_) | Self::Lm { .. } => None,
+        }
+    }
+
+    /// How passages are read; none where there are none.
+    pub fn reading(&self) -> Option<Reading> {
+        match self {
+            Self::SpanQa(reading) => Some(*reading),
+            Self::Classification(_) | Self::Instruct(_) | Self::Lm { .. } => None,
         }
     }
 }

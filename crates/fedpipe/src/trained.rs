@@ -7,7 +7,8 @@ use crate::setup::{check_length, open_model};
 use crate::task::Task;
 use fedpipe_core::{Adapter, BaseFormat, Matrix};
 use fedpipe_model::arch::Backbone;
-use fedpipe_model::data::{Dataset, Labels, TextEncoder};
+use fedpipe_model::data::{Dataset, Labels, Reading, TextEncoder};
+use fedpipe_model::head::SPAN;
 use fedpipe_model::io::{AdapterInfo, AdapterTask, read_adapter};
 use fedpipe_model::{BaseModel, Prediction, predict};
 use std::path::Path;
@@ -72,6 +73,12 @@ impl Trained {
         let task = match (&saved.info, classes(&saved.adapter)) {
             (Some(AdapterInfo { task: AdapterTask::CausalLm, chat: None, .. }), _) => Task::lm(&base)?,
             (Some(AdapterInfo { task: AdapterTask::CausalLm, chat, .. }), _) => Task::instruct(&base, format, *chat)?,
+            (Some(AdapterInfo { task: AdapterTask::QuestionAnswering, reading, max_length, .. }), _) => {
+                Task::span_qa(&base, reading.unwrap_or_else(|| Reading::usual(*max_length)))?
+            }
+            (None, _) if saved.adapter.head.keys().any(|name| name.starts_with(SPAN.output)) => {
+                Task::span_qa(&base, Reading::usual(max_length))?
+            }
             (None, 0) => Task::instruct(&base, format, None)?,
             (Some(info), _) => Task::Classification(Labels::from_names(info.labels.clone())),
             (None, classes) => {
@@ -79,7 +86,7 @@ impl Trained {
                 Task::Classification(Labels::from_names(names.collect()))
             }
         };
-        base.check_adapter(&saved.adapter, task.classes())?;
+        base.check_adapter(&saved.adapter, task.head())?;
         check_length(&base, max_length)?;
         let encoder = base.text_encoder(max_length)?;
         Ok(Self { base, adapter: saved.adapter, task, encoder, config })

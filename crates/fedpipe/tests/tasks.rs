@@ -126,6 +126,8 @@ fn pairs_of_texts() {
         "data.text=premise",
         "data.text_pair=hypothesis",
         "data.label=gold",
+        "training.local_steps=40",
+        "federation.deadline_s=60",
     ];
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
     world.succeed(&[&["run", "run.toml", "--quiet"], &sets[..]].concat());
@@ -158,4 +160,84 @@ fn sites_are_told_apart_by_a_pattern() {
     assert!(message.contains("a.csv:2: federation.partition.pattern matches nothing of \"w10 w30\""), "{message}");
     let message = refuse(r#"federation.partition={kind="column", name="prompt", pattern="("}"#);
     assert!(message.contains("pattern is no regular expression"), "{message}");
+}
+
+/// The answer is the one word of a long passage from `w60` on; the passage is cut into windows, and some have none.
+fn asked(count: u32) -> String {
+    let mut jsonl = String::new();
+    for i in 0..count {
+        let mut words: Vec<String> = (0..16).map(|j| format!("w{}", 10 + (i * 5 + j * 3) % 40)).collect();
+        let answer = format!("w{}", 60 + i % 20);
+        let place = (i * 7 % 16) as usize;
+        words[place] = answer.clone();
+        let passage = words.join(" ");
+        let start = words[..place].iter().map(|word| word.len() + 1).sum::<usize>();
+        let answers = match i % 8 {
+            0 => serde_json::json!({"text": [], "answer_start": []}),
+            _ => serde_json::json!({"text": [answer], "answer_start": [start]}),
+        };
+        let passage = if i % 8 == 0 { passage.replace(&answer, "w9") } else { passage };
+        jsonl += &serde_json::json!({"question": "w4 w5", "context": passage, "answers": answers}).to_string();
+        jsonl.push('\n');
+    }
+    jsonl
+}
+
+#[test]
+fn questions_about_passages() {
+    let world = World::new();
+    let toml = fs::read_to_string(world.path("run.toml")).unwrap();
+    fs::write(world.path("run.toml"), toml.replace("local_steps = 12", "local_steps = 60")).unwrap();
+    let settings = ["task.kind=span-qa", "task.stride=4", "training.max_length=14", "training.learning_rate=0.02"];
+    let (summary, first) = learned(&world, "a.jsonl", &asked(160), &settings);
+    let figure = |name: &str| summary[name].as_f64().unwrap();
+    assert!(figure("loss") < 0.7 * first, "after the first round {first}, at the end {summary}");
+    assert!(figure("exact_match") > 60.0 && figure("answer_f1") >= figure("exact_match"), "{summary}");
+    assert!(summary["accuracy"].is_null() && summary["perplexity"].is_null(), "{summary}");
+
+    let passage = "w10 w11 w12 w13 w14 w15 w16 w17 w18 w19 w20 w64 w21 w22";
+    let found = world.succeed(&["predict", "runs/a", "--text", "w4 w5", "--text-pair", passage]);
+    assert!(found.starts_with("w64\t"), "{found}");
+    let found = world.succeed(&["predict", "runs/a", "--data", "a.jsonl", "--limit", "2", "--json"]);
+    assert!(found.lines().count() == 2 && found.starts_with("{\"answer\":\"\""), "{found}");
+    let report = world.succeed(&["evaluate", "runs/a", "--data", "a.jsonl", "--metrics", "rouge-1", "--samples", "2"]);
+    assert!(
+        report.starts_with("answer-f1") && report.contains("exact-match") && report.contains("rouge-1"),
+        "{report}"
+    );
+    assert_eq!(report.matches("\nadapted ").count(), 2, "{report}");
+
+    let config = world.json("runs/a/adapter/adapter_config.json");
+    assert_eq!(
+        (&config["task_type"], &config["modules_to_save"]),
+        (&"QUESTION_ANS".into(), &vec!["qa_outputs"].into())
+    );
+    assert!(!world.path("runs/a/adapter-serving").exists());
+    // An adapter alone answers as the run does, and so does the merged model's folder take its head along.
+    let adapter = ["predict", "runs/a/adapter", "--model", "model", "--text", "w4 w5", "--text-pair", passage];
+    assert!(world.succeed(&adapter).starts_with("w64\t"));
+    world.succeed(&["export", "runs/a", "--format", "merged", "--to", "merged"]);
+    assert_eq!(world.json("merged/config.json")["architectures"], serde_json::json!(["BertForQuestionAnswering"]));
+
+    let refused = world.refuse(&["generate", "runs/a", "--prompt", "w4"]);
+    assert!(refused.contains("cannot write"), "{refused}");
+    let refused = world.refuse(&["run", "run.toml", "--set", "task.kind=span-qa", "--set", "task.stride=40"]);
+    assert!(refused.contains("stride"), "{refused}");
+    fs::write(world.path("b.jsonl"), asked(8).replace("\"answer_start\":[", "\"answer_start\":[9")).unwrap();
+    let refused = world.refuse(&["evaluate", "runs/a", "--data", "b.jsonl"]);
+    assert!(refused.contains("b.jsonl:2") && refused.contains("does not stand at character"), "{refused}");
+}
+
+/// Lines that cannot be used are counted and left out where that is asked for; else they stop the run.
+#[test]
+fn bad_records_are_skipped_where_that_is_asked_for() {
+    let world = World::new();
+    let text = fs::read_to_string(world.path("train.tsv")).unwrap();
+    fs::write(world.path("train.tsv"), text.replacen("\nt", "\n\t\nt", 1) + "topic1\n").unwrap();
+    let refused = world.refuse(&["plan", "run.toml"]);
+    assert!(refused.contains("train.tsv:2"), "{refused}");
+    let skipped = world.fedpipe(&["plan", "run.toml", "--set", "data.on_bad_record=skip"]);
+    let errors = String::from_utf8_lossy(&skipped.stderr);
+    assert!(skipped.status.success(), "{errors}");
+    assert!(errors.contains("2 of 242 records are left out, the first because of this: train.tsv:2"), "{errors}");
 }

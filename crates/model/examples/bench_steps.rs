@@ -19,6 +19,7 @@ use fedpipe_core::{Adapter, BaseFormat, LowRank, Purpose, Seed, Stop, TrainWork}
 use fedpipe_kernels::{CountingAllocator, Path as KernelPath, keep_freed_memory};
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Batches, Columns, Dataset, Example, Labels, read};
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::ops::OpsKind;
 use fedpipe_model::{BaseModel, Training, train};
 use mimalloc::MiMalloc;
@@ -203,7 +204,7 @@ fn arranged(data: &Dataset, order: &[usize], batch: usize, seed: Seed) -> Datase
 fn work(options: &Options, base: &BaseModel, data: &Dataset, seed: Seed) -> Result<TrainWork, Box<dyn Error>> {
     let classes = data.classes().iter().max().map(|&last| last as usize + 1);
     // The architecture's own choice of weights: those of attention.
-    let spec = base.spec(&[], classes)?;
+    let spec = base.spec(&[], classes.map_or(HeadKind::Vocabulary, HeadKind::Classes))?;
     let fresh = |id: &str, inputs, outputs| LowRank::fresh(RANK, inputs, outputs, seed.named(id));
     let adapted = spec.candidates.iter();
     Ok(TrainWork {

@@ -10,6 +10,7 @@
 use fedpipe_core::BaseFormat;
 use fedpipe_model::BaseModel;
 use fedpipe_model::adapter::Adapters;
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::read_adapter;
 use fedpipe_model::ops::{Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::Parameters;
@@ -25,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let format: BaseFormat = format.parse()?;
     let base = BaseModel::open(Path::new(model))?;
     let adapter = read_adapter(Path::new(adapter))?.adapter;
-    base.check_adapter(&adapter, None)?;
+    base.check_adapter(&adapter, HeadKind::Vocabulary)?;
     let (layers, head) = (base.encoder(format)?, base.output_head(format)?);
     let workspace = Workspace::new(OpsKind::Fast, format, false);
     let (adapters, parameters) = (Adapters::constant(&adapter), Parameters::default());

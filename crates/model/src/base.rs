@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::arch::{self, Architecture, Backbone, Outline};
 use crate::data::{DataError, Targets, TextEncoder};
+use crate::head::HeadKind;
 use crate::io::ModelFiles;
 use crate::task::Objective;
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, ModelSpec};
@@ -97,6 +98,11 @@ impl BaseModel {
     pub fn objective(&self, targets: &Targets, format: BaseFormat) -> Result<Objective, Error> {
         match targets {
             Targets::Tokens(_) => Ok(Objective::Language { head: self.output_head(format)? }),
+            Targets::Spans(_) if self.outline.span_class.is_none() => Err(Error::Misfit(format!(
+                "answers are read by an encoder such as BERT; this is a {}",
+                self.model_type()
+            ))),
+            Targets::Spans(_) => Ok(Objective::Spans),
             Targets::Classes(_) | Targets::None => Ok(Objective::Classification { head: self.outline.head }),
         }
     }
@@ -131,14 +137,14 @@ impl BaseModel {
         self.encoders.lock().unwrap_or_else(PoisonError::into_inner).remove(&format);
     }
 
-    /// The model as the federation sees it, for a classification with `classes` labels; without, for writing.
+    /// The model as the federation sees it, with what stands on its layers.
     ///
     /// `targets` names kinds of weights (`query`) or whole module paths; empty takes the
     /// architecture's usual ones.
     ///
     /// # Errors
     /// When a target matches no weight, or the weights cannot be read.
-    pub fn spec(&self, targets: &[String], classes: Option<usize>) -> Result<ModelSpec, Error> {
+    pub fn spec(&self, targets: &[String], head: HeadKind) -> Result<ModelSpec, Error> {
         Ok(ModelSpec {
             architecture: self.model_type().to_string(),
             fingerprint: self.files.fingerprint()?,
@@ -146,22 +152,22 @@ impl BaseModel {
             layers: self.outline.layers,
             hidden: self.outline.hidden,
             candidates: self.targets(targets)?,
-            head: classes.map_or_else(BTreeMap::new, |classes| self.outline.head_shapes(classes)),
-            base_bytes: BaseFormat::ALL.map(|format| (format, self.bytes(format, classes.is_none()))).into(),
+            head: self.outline.head_shapes(head),
+            base_bytes: BaseFormat::ALL.map(|format| (format, self.bytes(format, head))).into(),
         })
     }
 
-    /// Bytes of the frozen weights at rest, with the output head or without.
-    fn bytes(&self, format: BaseFormat, writes: bool) -> u64 {
-        let head = self.outline.causal.as_ref().filter(|_| writes);
+    /// Bytes of the frozen weights at rest, the output head's only for a model that writes.
+    fn bytes(&self, format: BaseFormat, head: HeadKind) -> u64 {
+        let head = self.outline.causal.as_ref().filter(|_| head == HeadKind::Vocabulary);
         self.outline.base_bytes(format) + head.map_or(0, |head| head.bytes(format))
     }
 
-    /// Checks that an adapter and its head belong to this model and to `classes` labels; without, to writing.
+    /// Checks that an adapter and its head belong to this model and to what stands on its layers.
     ///
     /// # Errors
     /// [`Error::Misfit`] with the first tensor that does not fit.
-    pub fn check_adapter(&self, adapter: &Adapter, classes: Option<usize>) -> Result<(), Error> {
+    pub fn check_adapter(&self, adapter: &Adapter, head: HeadKind) -> Result<(), Error> {
         for (id, factors) in &adapter.factors {
             let Some(weight) = self.outline.candidates.iter().find(|c| &c.id == id) else {
                 return Err(Error::Misfit(format!("the model has no weight {id} that can be adapted")));
@@ -172,7 +178,7 @@ impl BaseModel {
                 return Err(Error::Misfit(format!("{id} is {expected:?} in the model and {found:?} in the adapter")));
             }
         }
-        let expected = classes.map_or_else(BTreeMap::new, |classes| self.outline.head_shapes(classes));
+        let expected = self.outline.head_shapes(head);
         let found: BTreeMap<_, _> = adapter.head.iter().map(|(n, m)| (n.clone(), (m.rows(), m.cols()))).collect();
         if found != expected {
             return Err(Error::Misfit(format!("its head is {found:?}; the task takes {expected:?}")));

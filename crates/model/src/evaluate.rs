@@ -2,18 +2,19 @@
 
 use crate::Error;
 use crate::adapter::Adapters;
+use crate::answer::answered;
 use crate::arch::Backbone;
 use crate::data::Dataset;
 use crate::head::HeadLayout;
 use crate::metrics::{Confusion, TokenLoss};
-use crate::ops::{Offsets, OpsKind, Pass, Workspace};
+use crate::ops::{HeadTargets, Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
 use crate::task::Objective;
 use fedpipe_core::{Adapter, Metrics};
 use std::collections::BTreeMap;
 
 /// Texts in a forward pass.
-const BATCH: usize = 32;
+pub(crate) const BATCH: usize = 32;
 
 /// The most probable class of a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +51,7 @@ pub fn logits(
         let offsets: Offsets = texts.offsets.into();
         let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference)?;
         let pooled = encoder.pooled(&mut *ops, &texts.ids, &offsets)?;
-        let found = ops.classify(&pooled, head, None)?.logits;
+        let found = ops.classify(&pooled, head, HeadTargets::None)?.logits;
         logits.extend(found.chunks_exact(classes.max(1)).map(<[f32]>::to_vec));
     }
     Ok(logits)
@@ -73,8 +74,8 @@ pub fn predict(
     Ok(predictions.collect())
 }
 
-/// Quality on texts with targets: accuracy and mean cross-entropy of their labels, or the mean cross-entropy of the tokens
-/// to write.
+/// Quality on texts with targets: accuracy and mean cross-entropy of their labels, how well answers are found, or the
+/// mean cross-entropy of the tokens to write.
 ///
 /// # Errors
 /// As [`logits`], and when the texts' targets are not those of the objective.
@@ -86,6 +87,7 @@ pub fn evaluate(
 ) -> Result<Metrics, Error> {
     match objective {
         Objective::Classification { head } => Ok(classified(&logits(encoder, head, adapter, data)?, data)),
+        Objective::Spans => answered(encoder, adapter, data),
         Objective::Language { .. } => written(encoder, objective, adapter, data),
     }
 }
@@ -103,12 +105,25 @@ fn classified(logits: &[Vec<f32>], data: &Dataset) -> Metrics {
         matthews: Some(classes.matthews()),
         loss: loss / examples.max(1) as f64,
         examples,
+        ..Metrics::default()
     }
 }
 
 fn written(encoder: &dyn Backbone, objective: &Objective, adapter: &Adapter, data: &Dataset) -> Result<Metrics, Error> {
-    let (adapters, parameters) = (Adapters::constant(adapter), Parameters::default());
-    let loss = objective.loss(&BTreeMap::new())?;
+    let loss = loss_of(encoder, objective, adapter, data)?.mean();
+    Ok(Metrics { loss, examples: data.len() as u64, ..Metrics::default() })
+}
+
+/// The loss of texts with targets, over all that counts.
+pub(crate) fn loss_of(
+    encoder: &dyn Backbone,
+    objective: &Objective,
+    adapter: &Adapter,
+    data: &Dataset,
+) -> Result<TokenLoss, Error> {
+    let (adapters, mut parameters) = (Adapters::constant(adapter), Parameters::default());
+    let head = adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
+    let loss = objective.loss(&head)?;
     let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut total = TokenLoss::default();
@@ -120,8 +135,7 @@ fn written(encoder: &dyn Backbone, objective: &Objective, adapter: &Adapter, dat
         let found = loss.of(&mut *ops, encoder, start, &texts)?;
         total.add(found.mean * found.counted as f64, found.counted as u64);
     }
-    let examples = data.len() as u64;
-    Ok(Metrics { accuracy: None, macro_f1: None, matthews: None, loss: total.mean(), examples })
+    Ok(total)
 }
 
 /// The first of the highest logits.
@@ -130,7 +144,7 @@ fn most_probable(logits: &[f32]) -> usize {
 }
 
 /// −log softmax(logits)[class], in nats.
-fn surprise(logits: &[f32], class: usize) -> f64 {
+pub(crate) fn surprise(logits: &[f32], class: usize) -> f64 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&l| f64::from(l - highest).exp()).sum();
     total.ln() - f64::from(logits[class] - highest)

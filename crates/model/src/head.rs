@@ -1,11 +1,12 @@
-//! Heads of sequence classifiers, which train along with an adapter: what Hugging Face's classes have, as data.
+//! Heads of classifiers and of models that find answers, which train along with an adapter: what Hugging Face's classes
+//! have, as data.
 
 use crate::Error;
 use crate::ops::{ClassifierHead, HeadActivation, TrainedLinear};
 use crate::parameters::ParameterId;
 use std::collections::BTreeMap;
 
-/// A head over the pooled state `[sequences, hidden]`: a linear layer, or two with an activation between them.
+/// A head over states, pooled or of every token: a linear layer, or two with an activation between them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HeadLayout {
     /// Module of a layer `[hidden, hidden]` before the output, and what follows that layer.
@@ -27,8 +28,22 @@ pub const DISTILBERT: HeadLayout =
 /// Over the last token of a language model.
 pub const SCORE: HeadLayout = HeadLayout { inner: None, output: "score", bias: false };
 
+/// Over every token of an encoder: where an answer begins, and where it ends.
+pub const SPAN: HeadLayout = HeadLayout { inner: None, output: "qa_outputs", bias: true };
+
 /// Every head.
-pub const HEADS: [&HeadLayout; 4] = [&POOLED, &ROBERTA, &DISTILBERT, &SCORE];
+pub const HEADS: [&HeadLayout; 5] = [&POOLED, &ROBERTA, &DISTILBERT, &SCORE, &SPAN];
+
+/// What stands on a model's layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadKind {
+    /// A classifier with so many classes.
+    Classes(usize),
+    /// What finds the span of an answer.
+    Span,
+    /// A language model's own frozen output.
+    Vocabulary,
+}
 
 impl HeadLayout {
     fn layers(&self) -> impl Iterator<Item = &'static str> {
@@ -110,7 +125,7 @@ mod tests {
                 ("pre_classifier.weight", (4, 4)),
             ])
         );
-        assert_eq!(module_names(), "`classifier`, `pre_classifier`, `score`");
+        assert_eq!(module_names(), "`classifier`, `pre_classifier`, `qa_outputs`, `score`");
         assert!(is_head("classifier.dense.weight") && is_head("score") && !is_head("pooler.dense.weight"));
     }
 

@@ -3,6 +3,7 @@
 //! Start at [`BaseModel`], which opens a Hugging Face folder, and [`SiloTrainer`], which trains on one silo's data.
 
 pub mod adapter;
+mod answer;
 pub mod arch;
 mod base;
 mod cache;
@@ -24,11 +25,12 @@ mod silo;
 pub mod task;
 mod train;
 
+pub use answer::{Answer, answers};
 pub use base::BaseModel;
 pub use cache::{CacheLimits, Prefix, PrefixCache};
 pub use error::Error;
 pub use evaluate::{Prediction, evaluate, logits, predict};
-pub use profile::{HeapMeter, ProfileSettings, device_name, measure_device};
+pub use profile::{HeapMeter, ProfileSettings, ProfiledTargets, device_name, measure_device};
 pub use silo::{CacheSettings, SiloSettings, SiloTrainer};
 pub use task::Objective;
 pub use train::{StepReport, Training, train};

@@ -7,8 +7,8 @@
 
 use crate::adapter::fresh_head;
 use crate::arch::Backbone;
-use crate::data::{Dataset, Targets};
-use crate::evaluate::evaluate;
+use crate::data::{Dataset, Span, Spans, Targets};
+use crate::evaluate::loss_of;
 use crate::ops::{IGNORED, OpsKind};
 use crate::{BaseModel, Error, Training, train};
 use fedpipe_core::{
@@ -45,8 +45,8 @@ pub struct ProfileSettings {
     pub formats: Vec<BaseFormat>,
     /// Tokens of a synthetic text.
     pub text_tokens: usize,
-    /// How many of them are written, for a language model; none for a classification.
-    pub written_tokens: Option<usize>,
+    /// What is learnt of it.
+    pub targets: ProfiledTargets,
     /// Texts in the larger batch; the smaller has a quarter.
     pub batch_size: usize,
     /// Rank of the adapters; the wider measurement has four times as much.
@@ -57,12 +57,23 @@ pub struct ProfileSettings {
     pub dropout: f64,
 }
 
+/// What is learnt of a synthetic text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProfiledTargets {
+    /// Its class.
+    Class,
+    /// Where in it an answer stands.
+    Span,
+    /// So many tokens at its end.
+    Written(usize),
+}
+
 impl Default for ProfileSettings {
     fn default() -> Self {
         Self {
             formats: BaseFormat::ALL.to_vec(),
             text_tokens: 96,
-            written_tokens: None,
+            targets: ProfiledTargets::Class,
             batch_size: 8,
             rank: 4,
             repetitions: 5,
@@ -155,9 +166,13 @@ struct Step {
 impl Bench<'_> {
     fn texts(&self, texts: usize, tokens: usize) -> Dataset {
         let ids = (0..tokens as u32).map(|i| i % self.base.outline().vocabulary as u32).collect::<Vec<_>>();
-        let targets = match self.settings.written_tokens {
-            None => Targets::Classes(vec![0; texts]),
-            Some(written) => {
+        let targets = match self.settings.targets {
+            ProfiledTargets::Class => Targets::Classes(vec![0; texts]),
+            ProfiledTargets::Span => {
+                let span = |window| Span { question: window, window, start: 0, end: 0 };
+                Targets::Spans(Spans { places: (0..texts as u32).map(span).collect(), questions: None })
+            }
+            ProfiledTargets::Written(written) => {
                 let read = tokens.saturating_sub(written.max(1));
                 let next = (0..tokens).map(|place| if place < read { IGNORED } else { 0 });
                 Targets::Tokens(next.cycle().take(texts * tokens).collect())
@@ -225,7 +240,7 @@ impl Bench<'_> {
         let mut fastest = f64::INFINITY;
         for _ in 0..self.settings.repetitions {
             let start = Instant::now();
-            evaluate(encoder, &objective, &head_only, &data)?;
+            loss_of(encoder, &objective, &head_only, &data)?;
             fastest = fastest.min(start.elapsed().as_secs_f64());
         }
         Ok(fastest)

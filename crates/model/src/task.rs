@@ -3,8 +3,8 @@
 use crate::Error;
 use crate::arch::Backbone;
 use crate::data::{Batch, Targets};
-use crate::head::HeadLayout;
-use crate::ops::{ClassifierHead, IGNORED, Offsets, Ops, Value};
+use crate::head::{HeadLayout, SPAN};
+use crate::ops::{ClassifierHead, HeadTargets, IGNORED, Offsets, Ops, Value};
 use crate::parameters::ParameterId;
 use fedpipe_kernels::FrozenMatrix;
 use std::collections::BTreeMap;
@@ -19,6 +19,8 @@ pub enum Objective {
         /// What the head consists of.
         head: &'static HeadLayout,
     },
+    /// Where in a text the answer stands, by a head of its own that trains along.
+    Spans,
     /// The token that comes next, by the model's frozen output head.
     Language {
         /// `[vocabulary, hidden]`.
@@ -34,6 +36,7 @@ impl Objective {
     pub(crate) fn loss(&self, head: &BTreeMap<String, ParameterId>) -> Result<Loss<'_>, Error> {
         Ok(match self {
             Self::Classification { head: layout } => Loss::Classes(layout.parameters(head)?),
+            Self::Spans => Loss::Spans(SPAN.parameters(head)?),
             Self::Language { head } => Loss::Tokens(head),
         })
     }
@@ -50,6 +53,7 @@ pub(crate) struct BatchLoss {
 /// How the outputs of a model's layers are judged.
 pub(crate) enum Loss<'h> {
     Classes(ClassifierHead),
+    Spans(ClassifierHead),
     Tokens(&'h FrozenMatrix),
 }
 
@@ -66,8 +70,15 @@ impl Loss<'_> {
         match (self, &batch.targets) {
             (Self::Classes(head), Targets::Classes(classes)) => {
                 let pooled = encoder.pooled_from(ops, first, x, &offsets)?;
-                let loss = ops.classify(&pooled, *head, Some(classes))?.loss;
+                let loss = ops.classify(&pooled, *head, HeadTargets::Classes(classes))?.loss;
                 Ok(BatchLoss { mean: loss.unwrap_or(f64::NAN), counted: classes.len() })
+            }
+            (Self::Spans(head), Targets::Spans(spans)) => {
+                let places: Vec<[u32; 2]> = spans.places.iter().map(|span| [span.start, span.end]).collect();
+                let states = encoder.states_from(ops, first, x, &offsets)?;
+                let targets = HeadTargets::Spans { offsets: &offsets, places: &places };
+                let loss = ops.classify(&states, *head, targets)?.loss;
+                Ok(BatchLoss { mean: loss.unwrap_or(f64::NAN), counted: places.len() })
             }
             (Self::Tokens(head), Targets::Tokens(next)) => {
                 let tails = tails(&batch.offsets, next);

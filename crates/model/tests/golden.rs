@@ -10,7 +10,7 @@ use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, 
 use fedpipe_model::BaseModel;
 use fedpipe_model::adapter::{Adapters, Trainable};
 use fedpipe_model::data::SECOND_TEXT;
-use fedpipe_model::ops::{ClassifierHead, Offsets, OpsKind, Pass, Workspace};
+use fedpipe_model::ops::{ClassifierHead, HeadTargets, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, Parameters};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -52,7 +52,7 @@ fn logits_loss_and_base_gradients_agree_with_transformers() {
         let mut ops = workspace.ops(&parameters, &adapters, Pass::Training).unwrap();
         let pooled = encoder.pooled(&mut *ops, &batch.ids, &batch.offsets).unwrap();
         assert_close("pooled", &ops.read(&pooled).unwrap(), &flat(&golden["base.pooled"]), 1e-4);
-        let found = ops.classify(&pooled, classifier, Some(&batch.labels)).unwrap();
+        let found = ops.classify(&pooled, classifier, HeadTargets::Classes(&batch.labels)).unwrap();
         assert_close("logits", &found.logits, &flat(&golden["base.logits"]), 1e-4);
         assert_close("loss", &[found.loss.unwrap() as f32], &flat(&golden["base.loss"]), 1e-4);
         ops.backward(&mut gradients).unwrap();
@@ -83,7 +83,7 @@ fn the_second_text_of_a_pair_is_told_apart_as_in_transformers() {
         let adapters = Adapters::none();
         let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference).unwrap();
         let pooled = encoder.pooled(&mut *ops, &marked, &offsets).unwrap();
-        let found = ops.classify(&pooled, ClassifierHead::linear(weight, Some(bias)), None).unwrap();
+        let found = ops.classify(&pooled, ClassifierHead::linear(weight, Some(bias)), HeadTargets::None).unwrap();
         assert_close("logits", &found.logits, &flat(&golden["base.segments.logits"]), 1e-4);
     }
 }
@@ -107,7 +107,7 @@ fn a_peft_adapter_gives_the_same_logits_loss_and_gradients() {
         let mut gradients = Gradients::new(&trainable.parameters);
         let mut ops = workspace.ops(&trainable.parameters, &adapters, Pass::Training).unwrap();
         let pooled = encoder.pooled(&mut *ops, &batch.ids, &batch.offsets).unwrap();
-        let found = ops.classify(&pooled, head, Some(&batch.labels)).unwrap();
+        let found = ops.classify(&pooled, head, HeadTargets::Classes(&batch.labels)).unwrap();
         assert_close("logits", &found.logits, &flat(&golden["lora.logits"]), 1e-4);
         assert_close("loss", &[found.loss.unwrap() as f32], &flat(&golden["lora.loss"]), 1e-4);
         ops.backward(&mut gradients).unwrap();
@@ -149,7 +149,7 @@ fn the_real_minilm_agrees_with_transformers() {
     let workspace = Workspace::new(OpsKind::Fast, BaseFormat::F32, false);
     let mut ops = workspace.ops(&parameters, &none, Pass::Inference).unwrap();
     let pooled = encoder.pooled(&mut *ops, &batch.ids, &batch.offsets.clone().into()).unwrap();
-    let logits = ops.classify(&pooled, head, None).unwrap().logits;
+    let logits = ops.classify(&pooled, head, HeadTargets::None).unwrap().logits;
     let pooled = ops.read(&pooled).unwrap();
     for (i, case) in cases.iter().enumerate() {
         let numbers = |key: &str| -> Vec<f32> {

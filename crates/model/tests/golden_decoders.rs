@@ -13,8 +13,9 @@ use fedpipe_kernels::FrozenMatrix;
 use fedpipe_model::adapter::Adapters;
 use fedpipe_model::arch::Backbone;
 use fedpipe_model::data::{Dataset, Targets};
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::read_adapter;
-use fedpipe_model::ops::{ClassifierHead, IGNORED, KvCache, Offsets, OpsKind, Pass, Workspace};
+use fedpipe_model::ops::{ClassifierHead, HeadTargets, IGNORED, KvCache, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, ParameterId, Parameters};
 use fedpipe_model::{BaseModel, logits};
 use std::collections::HashMap;
@@ -127,7 +128,7 @@ fn classifiers_agree_with_transformers() {
             let mut gradients = Gradients::new(&parameters);
             let mut ops = workspace.ops(&parameters, &adapters, Pass::Training).unwrap();
             let pooled = model.pooled(&mut *ops, &golden.ids, &golden.offsets).unwrap();
-            let found = ops.classify(&pooled, head, Some(&golden.labels)).unwrap();
+            let found = ops.classify(&pooled, head, HeadTargets::Classes(&golden.labels)).unwrap();
             assert_close(&what, &found.logits, &golden.values("cls.logits"), TOLERANCE);
             assert_close(&what, &[found.loss.unwrap() as f32], &golden.values("cls.loss"), TOLERANCE);
             ops.backward(&mut gradients).unwrap();
@@ -243,7 +244,7 @@ fn peft_adapters_give_the_same_logits() {
     for name in ["llama", "gpt2"] {
         let golden = Golden::of(name);
         let saved = read_adapter(&fixture(name).join("peft-adapter")).unwrap();
-        golden.base.check_adapter(&saved.adapter, Some(3)).unwrap();
+        golden.base.check_adapter(&saved.adapter, HeadKind::Classes(3)).unwrap();
         let model = golden.base.encoder(BaseFormat::F32).unwrap();
         let texts: Vec<&[u32]> = golden.offsets.windows(2).map(|pair| &golden.ids[pair[0]..pair[1]]).collect();
         let data = Dataset::pack(&texts, Targets::Classes(golden.labels.clone()));

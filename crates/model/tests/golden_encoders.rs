@@ -10,9 +10,10 @@ use common::{
 };
 use fedpipe_core::{Adapter, BaseFormat};
 use fedpipe_model::adapter::Adapters;
-use fedpipe_model::data::{Dataset, Targets};
+use fedpipe_model::data::{Dataset, Example, Origin, Reading, Targets};
+use fedpipe_model::head::{HeadKind, SPAN};
 use fedpipe_model::io::{MergedLayout, ModelFiles, read_adapter, write_merged};
-use fedpipe_model::ops::{Offsets, OpsKind, Pass, Workspace};
+use fedpipe_model::ops::{HeadTargets, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, Parameters};
 use fedpipe_model::{BaseModel, logits};
 use std::collections::{BTreeMap, HashMap};
@@ -58,8 +59,12 @@ impl Golden {
 
     /// An adapter that is the head of the fixture's own model.
     fn head(&self) -> Adapter {
-        let head =
-            self.base.outline().head_shapes(3).into_keys().map(|name| (name.clone(), matrix(&self.model[&name])));
+        let head = self
+            .base
+            .outline()
+            .head_shapes(HeadKind::Classes(3))
+            .into_keys()
+            .map(|name| (name.clone(), matrix(&self.model[&name])));
         Adapter { scaling: 1.0, factors: BTreeMap::new(), head: head.collect() }
     }
 }
@@ -81,7 +86,7 @@ fn logits_loss_and_gradients_agree_with_transformers() {
             let mut ops = workspace.ops(&parameters, &adapters, Pass::Training).unwrap();
             let pooled = encoder.pooled(&mut *ops, &golden.ids, &golden.offsets).unwrap();
             assert_close(&what, &ops.read(&pooled).unwrap(), &golden.values("cls.pooled"), TOLERANCE);
-            let found = ops.classify(&pooled, layers, Some(&golden.labels)).unwrap();
+            let found = ops.classify(&pooled, layers, HeadTargets::Classes(&golden.labels)).unwrap();
             assert_close(&what, &found.logits, &golden.values("cls.logits"), TOLERANCE);
             assert_close(&what, &[found.loss.unwrap() as f32], &golden.values("cls.loss"), TOLERANCE);
             ops.backward(&mut gradients).unwrap();
@@ -93,6 +98,107 @@ fn logits_loss_and_gradients_agree_with_transformers() {
                 assert_close(&format!("{what}: {weight}"), gradients.get(id).unwrap(), &expected, TOLERANCE);
             }
         }
+    }
+}
+
+/// A head that finds answers: logits, loss and gradients, and the logits of an adapter that PEFT wrote.
+#[test]
+fn answers_agree_with_transformers() {
+    for name in MODELS {
+        let golden = Golden::of(name);
+        let tensors = safetensors(fixture(name).join("qa.safetensors"));
+        let values = |name: &str| flat(&tensors[name]);
+        let spans = tensors["spans"].to_vec2::<i64>().unwrap();
+        let places: Vec<[u32; 2]> = spans.iter().map(|span| [span[0] as u32, span[1] as u32]).collect();
+        let targets = HeadTargets::Spans { offsets: &golden.offsets, places: &places };
+        let encoder = golden.base.encoder(BaseFormat::F32).unwrap();
+        let mut parameters = Parameters::default();
+        let (adapters, probes) = probes(candidates(&golden.base), &mut parameters);
+        let head = ["weight", "bias"].map(|part| {
+            let id = parameters.add(matrix(&tensors[&format!("head.{part}")]));
+            (format!("qa_outputs.{part}"), id)
+        });
+        let layers = SPAN.parameters(&BTreeMap::from(head.clone())).unwrap();
+        for (kind, workspace) in workspaces() {
+            let what = format!("{name}, {kind}");
+            let mut gradients = Gradients::new(&parameters);
+            let mut ops = workspace.ops(&parameters, &adapters, Pass::Training).unwrap();
+            let x = encoder.embed(&mut *ops, &golden.ids, &golden.offsets).unwrap();
+            let states = encoder.states_from(&mut *ops, 0, x, &golden.offsets).unwrap();
+            let found = ops.classify(&states, layers, targets).unwrap();
+            assert_close(&what, &found.logits, &values("logits"), TOLERANCE);
+            assert_close(&what, &[found.loss.unwrap() as f32], &values("loss"), TOLERANCE);
+            ops.backward(&mut gradients).unwrap();
+            let weights = probes.iter().map(|(id, b)| (format!("{id}.weight"), *b));
+            let all: Vec<_> = weights.chain(head.clone()).collect();
+            assert_eq!(all.len(), tensors.keys().filter(|key| key.starts_with("grad.")).count());
+            for (weight, id) in all {
+                let expected = values(&format!("grad.{weight}"));
+                if weight == "qa_outputs.bias" {
+                    // A softmax does not see a constant: zero, but for rounding.
+                    assert!(gradients.get(id).unwrap().iter().chain(&expected).all(|slope| slope.abs() < 1e-6));
+                    continue;
+                }
+                assert_close(&format!("{what}: {weight}"), gradients.get(id).unwrap(), &expected, TOLERANCE);
+            }
+        }
+        let saved = read_adapter(&fixture(name).join("peft-qa")).unwrap();
+        golden.base.check_adapter(&saved.adapter, HeadKind::Span).unwrap();
+        let (adapters, mut parameters) = (Adapters::constant(&saved.adapter), Parameters::default());
+        let head = saved.adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone())));
+        let head = SPAN.parameters(&head.collect()).unwrap();
+        let workspace = Workspace::new(OpsKind::Fast, BaseFormat::F32, false);
+        let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference).unwrap();
+        let x = encoder.embed(&mut *ops, &golden.ids, &golden.offsets).unwrap();
+        let states = encoder.states_from(&mut *ops, 0, x, &golden.offsets).unwrap();
+        let found = ops.classify(&states, head, HeadTargets::None).unwrap();
+        assert_close(name, &found.logits, &values("lora.logits"), TOLERANCE);
+    }
+}
+
+/// Questions with long passages become the windows of `transformers`, and their answers the places that its example
+/// gives them; read back, they say what was answered.
+#[test]
+fn passages_are_cut_as_transformers_does() {
+    for name in MODELS {
+        let base = BaseModel::open(&fixture(name)).unwrap();
+        let cases = std::fs::read(fixture(name).join("windows.json")).unwrap();
+        let cases: Vec<serde_json::Value> = serde_json::from_slice(&cases).unwrap();
+        let mut read_back = 0;
+        for case in &cases {
+            let text = |key: &str| case[key].as_str().unwrap().to_string();
+            let number = |value: &serde_json::Value| value.as_u64().unwrap() as usize;
+            let example = Example {
+                text: text("question"),
+                second: Some(text("passage")),
+                label: case["answers"].to_string(),
+                site: None,
+                origin: Origin::new("windows.json".as_ref(), 1),
+            };
+            let reading = Reading { stride: number(&case["stride"]), unanswerable: false };
+            // More than the fixture's positions, which tokens alone do not need.
+            let encoder = base.text_encoder(number(&case["max_length"])).unwrap();
+            let found = encoder.questions(&[example], reading).unwrap();
+            let Targets::Spans(spans) = &found.targets else { panic!("no spans") };
+            let questions = spans.questions.as_ref().unwrap();
+            let windows = case["windows"].as_array().unwrap();
+            assert_eq!(found.len(), windows.len(), "{name}: {case}");
+            for (i, (window, span)) in windows.iter().zip(&spans.places).enumerate() {
+                assert_eq!(serde_json::json!(found.text(i)), window["ids"], "{name}: {case}");
+                assert_eq!(serde_json::json!([span.start, span.end]), window["span"], "{name}: {case}");
+                if let [first, end] = window["passage"].as_array().unwrap().as_slice() {
+                    assert_eq!(questions.passage_tokens(span.window), number(first)..number(end), "{name}: {case}");
+                }
+                if span.end > 0 {
+                    let answer = case["answers"][0]["text"].as_str().unwrap();
+                    assert!(questions.text(*span).contains(answer), "{name}: {:?}", questions.text(*span));
+                    read_back += 1;
+                } else {
+                    assert_eq!(questions.text(*span), "");
+                }
+            }
+        }
+        assert!(read_back >= 3, "{name}: {read_back} answers were found in a window");
     }
 }
 
@@ -109,7 +215,7 @@ fn bare_encoders_are_read_and_merged() {
                 bare.insert(name.into(), tensor.clone());
             }
         }
-        let expected = bare.len() + outline.head_shapes(3).len();
+        let expected = bare.len() + outline.head_shapes(HeadKind::Classes(3)).len();
         if outline.unused.contains(&"pooler.") {
             let pooler = bare["embeddings.word_embeddings.weight"].narrow(0, 0, outline.hidden).unwrap();
             bare.insert("pooler.dense.weight".into(), pooler);
@@ -142,7 +248,7 @@ fn peft_adapters_give_the_same_logits() {
     for name in MODELS {
         let golden = Golden::of(name);
         let saved = read_adapter(&fixture(name).join("peft-adapter")).unwrap();
-        golden.base.check_adapter(&saved.adapter, Some(3)).unwrap();
+        golden.base.check_adapter(&saved.adapter, HeadKind::Classes(3)).unwrap();
         let found = found_logits(&fixture(name), &golden, &saved.adapter);
         assert_close(name, &found, &golden.values("lora.logits"), TOLERANCE);
     }
@@ -153,7 +259,11 @@ fn peft_adapters_give_the_same_logits() {
 fn encoders_train() {
     for name in MODELS {
         let base = BaseModel::open(&fixture(name)).unwrap();
-        assert_eq!(base.spec(&[], Some(2)).unwrap().candidates.len(), 2 * 4, "attention's weights of two layers");
+        assert_eq!(
+            base.spec(&[], HeadKind::Classes(2)).unwrap().candidates.len(),
+            2 * 4,
+            "attention's weights of two layers"
+        );
         check_training(name, &base, 60);
     }
 }

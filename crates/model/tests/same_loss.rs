@@ -3,6 +3,7 @@
 use fedpipe_core::{Adapter, BaseFormat, LowRank, Seed, Stop, TrainWork};
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Columns, Labels, read};
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::ops::OpsKind;
 use fedpipe_model::{BaseModel, Objective, Training, train};
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ fn fifty_steps_lose_the_same() {
             adapter: Adapter {
                 scaling: 2.0,
                 factors: targets.iter().map(fresh).collect(),
-                head: fresh_head(&base.outline().head_shapes(labels.len()), seed),
+                head: fresh_head(&base.outline().head_shapes(HeadKind::Classes(labels.len())), seed),
             },
             fixed: BTreeMap::new(),
             base_format,

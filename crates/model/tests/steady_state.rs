@@ -5,6 +5,7 @@ use fedpipe_core::{Adapter, BaseFormat, LowRank, Seed, Stop, TrainWork};
 use fedpipe_kernels::CountingAllocator;
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Dataset, Targets};
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::ops::OpsKind;
 use fedpipe_model::{BaseModel, CacheLimits, Objective, Prefix, PrefixCache, Training, train};
 use std::alloc::System;
@@ -37,7 +38,7 @@ fn work(base: &BaseModel, lowest: usize, base_format: BaseFormat, steps: usize) 
         adapter: Adapter {
             scaling: 2.0,
             factors: weights.map(fresh).collect(),
-            head: fresh_head(&base.outline().head_shapes(2), Seed(1)),
+            head: fresh_head(&base.outline().head_shapes(HeadKind::Classes(2)), Seed(1)),
         },
         fixed: Default::default(),
         base_format,

@@ -300,7 +300,7 @@ fn the_cohort_follows_from_seed_and_round_alone() {
 #[test]
 fn metrics_come_from_the_caller_and_see_the_merged_adapter() {
     let federation = Federation::new(transport());
-    let metrics = Metrics { accuracy: Some(0.5), macro_f1: None, matthews: None, loss: 1.0, examples: 2 };
+    let metrics = Metrics { accuracy: Some(0.5), loss: 1.0, examples: 2, ..Metrics::default() };
     let mut seen = None;
     let progress = federation.engine().round(&federation.start(), |adapter| {
         seen = Some(adapter.clone());

@@ -7,7 +7,8 @@ use crate::task::Task;
 use crate::trained::Trained;
 use crate::writing::Writing;
 use fedpipe_core::{Adapter, Metrics, Seed};
-use fedpipe_model::data::{Columns, Dataset, Example, Exchange, Instructions, read, spread};
+use fedpipe_model::answers;
+use fedpipe_model::data::{Columns, Dataset, Example, Exchange, Instructions, Question, Spans, Targets, read, spread};
 use fedpipe_model::generate::sampling::Decoding;
 use fedpipe_model::metrics::{Metric, TextScores};
 use serde::Serialize;
@@ -64,17 +65,17 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
     let writes = !args.metrics.is_empty() || args.samples > 0;
     let prompts = match &trained.task {
         Task::Instruct(instructions) if writes => prompts(&examples, instructions)?,
+        Task::SpanQa(_) if writes => asked(&data),
         Task::Classification(_) | Task::Lm { .. } if writes => {
-            let what =
-                "--metrics and --samples are for models that follow instructions; this one was trained otherwise";
+            let what = "--metrics and --samples are for models that follow instructions or answer questions; this one was \
+                        trained otherwise";
             return Err(AppError::user(what).hint("leave them out: the metrics of its task are shown"));
-        }
-        Task::Classification(_) if args.compare => {
-            let what = "--compare is for models that write: without its adapter a classifier knows nothing";
-            return Err(AppError::user(what));
         }
         _ => vec![],
     };
+    if args.compare && matches!(trained.task, Task::Classification(_) | Task::SpanQa(_)) {
+        return Err(AppError::user("--compare is for models that write: without its adapter a head knows nothing"));
+    }
     let bench = Bench { args, trained: &trained, data: &data, prompts: &prompts, scores };
 
     let (quality, texts) = bench.measure(&trained.adapter)?;
@@ -114,15 +115,18 @@ impl Bench<'_> {
         let metrics = fedpipe_model::evaluate(&*base.encoder(format)?, &objective, adapter, self.data)?;
         let mut scores = self.scores.clone();
         let mut texts = Vec::new();
-        if !self.prompts.is_empty() {
+        if let (false, Task::SpanQa(reading)) = (self.prompts.is_empty(), &self.trained.task) {
+            let found = answers(&*base.encoder(format)?, adapter, self.data, reading.unanswerable)?;
+            texts = found.into_iter().map(|answer| answer.text).collect();
+        } else if !self.prompts.is_empty() {
             let ids = self.prompts.iter().map(|prompt| encoder.written(&prompt.text)).collect::<Result<Vec<_>, _>>()?;
             let decoding = Decoding { max_new_tokens: self.args.max_new_tokens, ..Decoding::default() };
             let writing = Writing { base, adapter, format, decoding: &decoding, seed: Seed(0) };
             texts = writing.texts(&ids, encoder, &mut |_, _| true)?;
             texts.iter_mut().for_each(|text| *text = text.trim().to_string());
-            for (prompt, text) in self.prompts.iter().zip(&texts) {
-                scores.add(text, &prompt.references.iter().map(String::as_str).collect::<Vec<_>>());
-            }
+        }
+        for (prompt, text) in self.prompts.iter().zip(&texts) {
+            scores.add(text, &prompt.references.iter().map(String::as_str).collect::<Vec<_>>());
         }
         let scores = scores.values().map(|(metric, value)| (metric.name(), value)).collect();
         Ok((Quality { metrics, scores }, texts))
@@ -132,11 +136,12 @@ impl Bench<'_> {
 impl Quality {
     /// Names and values, in the order that they are shown in.
     fn rows(&self) -> Vec<(&'static str, f64)> {
-        let Metrics { macro_f1, matthews, loss, .. } = self.metrics;
-        let classes = [(Metric::MacroF1.name(), macro_f1), (Metric::Matthews.name(), matthews)];
-        let classes = classes.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let Metrics { macro_f1, matthews, exact_match, loss, .. } = self.metrics;
+        let others = [(Metric::MacroF1, macro_f1), (Metric::Matthews, matthews), (Metric::ExactMatch, exact_match)];
+        let others = others.map(|(metric, value)| (metric.name(), value));
+        let others = others.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let scores = self.scores.iter().map(|(&name, &value)| (name, value));
-        std::iter::once(self.metrics.headline()).chain(classes).chain([("loss", loss)]).chain(scores).collect()
+        std::iter::once(self.metrics.headline()).chain(others).chain([("loss", loss)]).chain(scores).collect()
     }
 }
 
@@ -160,12 +165,16 @@ impl std::fmt::Display for Report {
                 writeln!(f, "reference  {reference}")?;
             }
             if let Some(base) = &sample.base {
-                writeln!(f, "base       {}", base.replace('\n', " ⏎ "))?;
+                writeln!(f, "base       {}", on_a_line(base))?;
             }
-            writeln!(f, "adapted    {}", sample.written.replace('\n', " ⏎ "))?;
+            writeln!(f, "adapted    {}", on_a_line(&sample.written))?;
         }
         Ok(())
     }
+}
+
+fn on_a_line(text: &str) -> String {
+    if text.is_empty() { "(nothing)".into() } else { text.replace('\n', " ⏎ ") }
 }
 
 /// Prompts in their order, each once, with all their answers.
@@ -183,6 +192,17 @@ fn prompts(examples: &[Example], instructions: &Instructions) -> Result<Vec<Prom
     Ok(prompts)
 }
 
+/// The questions with the answers of people.
+fn asked(data: &Dataset) -> Vec<Prompt> {
+    let Targets::Spans(Spans { questions: Some(questions), .. }) = &data.targets else { return vec![] };
+    let prompt = |Question { question, answers, .. }: &Question| Prompt {
+        question: question.clone(),
+        text: question.clone(),
+        references: answers.clone(),
+    };
+    questions.iter().map(prompt).collect()
+}
+
 /// The examples of so many texts, evenly spread; all of them without a number.
 fn chosen(examples: Vec<Example>, count: Option<usize>) -> Vec<Example> {
     let Some(count) = count else { return examples };
@@ -194,10 +214,13 @@ fn chosen(examples: Vec<Example>, count: Option<usize>) -> Vec<Example> {
 
 /// The columns of the run, or the usual ones.
 pub(super) fn columns(trained: &Trained) -> Columns {
+    let asked =
+        || DataColumns::Questions { question: "question".into(), context: "context".into(), answers: "answers".into() };
     let completed = || DataColumns::Completed { prompt: "prompt".into(), completion: "completion".into() };
     match (&trained.config, &trained.task) {
         (Some(config), _) => config.data.columns.columns(),
         (None, Task::Classification(_)) => Columns::default(),
+        (None, Task::SpanQa(_)) => asked().columns(),
         (None, Task::Instruct(_)) => completed().columns(),
         (None, Task::Lm { .. }) => Columns::of_text("text"),
     }

@@ -8,6 +8,7 @@ use crate::setup::{model_name, open_model};
 use crate::trained::Trained;
 use fedpipe_core::Adapter;
 use fedpipe_model::BaseModel;
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::{
     AdapterInfo, IoError, MergedLayout, write_adapter, write_gguf_adapter, write_merged, write_serving,
 };
@@ -28,13 +29,7 @@ pub fn export(args: &ExportArgs) -> Result<(), AppError> {
         ExportFormat::Peft => write_adapter(&args.to, adapter, &info(&trained)?)?,
         ExportFormat::Serving => write_serving(&args.to, adapter, &info(&trained)?)?,
         ExportFormat::Merged => {
-            write_merged(
-                &args.to,
-                base,
-                adapter,
-                trained.task.labels(),
-                &layout(&trained.base, trained.task.classes().is_none()),
-            )?;
+            write_merged(&args.to, base, adapter, trained.task.labels(), &layout(&trained.base, trained.task.head()))?;
         }
         ExportFormat::Gguf => write_gguf_adapter(&args.to, adapter, base.weights())?,
     }
@@ -50,19 +45,21 @@ fn info(trained: &Trained) -> Result<AdapterInfo, IoError> {
         max_length: trained.encoder.max_length(),
         task: trained.task.of_adapter(),
         chat: trained.task.chat(),
+        reading: trained.task.reading(),
         fan_in_fan_out: trained.base.outline().transposed,
     })
 }
 
-/// How the whole model is written: as one that writes, or as a classifier.
-fn layout(base: &BaseModel, writes: bool) -> MergedLayout {
+/// How the whole model is written.
+fn layout(base: &BaseModel, head: HeadKind) -> MergedLayout {
     let outline = base.outline();
-    let (class, head) = match &outline.causal {
-        Some(causal) if writes => (causal.class, causal.tensor),
-        _ => (outline.classifier_class, None),
+    let (class, unused, head) = match (head, &outline.causal, outline.span_class) {
+        (HeadKind::Vocabulary, Some(causal), _) => (causal.class, outline.unused, causal.tensor),
+        // What answers questions reads every token, and has no pooler.
+        (HeadKind::Span, _, Some(class)) => (class, ["pooler."].as_slice(), None),
+        _ => (outline.classifier_class, outline.unused, None),
     };
-    let (prefix, unused, transposed) = (outline.prefix, outline.unused, outline.transposed);
-    MergedLayout { class, prefix, unused, transposed, head }
+    MergedLayout { class, prefix: outline.prefix, unused, transposed: outline.transposed, head }
 }
 
 /// A base model as it is, as a Hugging Face folder: what a GGUF file holds for those who cannot read one.
@@ -72,7 +69,7 @@ fn convert(args: &ExportArgs) -> Result<(), AppError> {
         return Err(AppError::user(format!("{} is a Hugging Face folder already", args.run.display())));
     }
     let adapter = Adapter { scaling: 1.0, factors: BTreeMap::new(), head: BTreeMap::new() };
-    write_merged(&args.to, base.files(), &adapter, &[], &layout(&base, true))?;
+    write_merged(&args.to, base.files(), &adapter, &[], &layout(&base, HeadKind::Vocabulary))?;
     eprintln!("wrote {}", args.to.display());
     Ok(())
 }

@@ -127,8 +127,8 @@ impl Model {
         let (as_is, format) = match &task {
             Task::Instruct(instructions) => (false, instructions.format),
             Task::Lm { .. } => (chat != Some(true), InstructionFormat::Completion),
-            Task::Classification(_) => {
-                let what = format!("{} labels, it does not write", path.display());
+            Task::Classification(_) | Task::SpanQa(_) => {
+                let what = format!("{} labels texts or points at answers, it does not write", path.display());
                 return Err(AppError::user(what).hint("use `fedpipe predict`"));
             }
         };

@@ -4,8 +4,8 @@ use crate::cli::PredictArgs;
 use crate::error::AppError;
 use crate::task::Task;
 use crate::trained::Trained;
-use fedpipe_model::Prediction;
-use fedpipe_model::data::{Columns, Labels, read};
+use fedpipe_model::data::{Columns, Example, Origin, read};
+use fedpipe_model::{Answer, Prediction, answers};
 use serde::Serialize;
 use std::io::{BufRead, Read, Write};
 
@@ -13,6 +13,12 @@ use std::io::{BufRead, Read, Write};
 const CHUNK: usize = 256;
 /// Bytes of the longest line of standard input.
 const MAX_LINE_BYTES: u64 = 16 << 20;
+
+#[derive(Serialize)]
+struct AnswerLine<'a> {
+    answer: &'a str,
+    probability: f64,
+}
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -25,13 +31,13 @@ struct Line<'a> {
 /// A text, and the second one of a pair.
 type Text = (String, Option<String>);
 
-/// Prints the label and the probability of every text, in order.
+/// Prints the label of every text, or the answer to every question, with its probability, in order.
 pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
     let trained = Trained::open(&args.trained.trained, args.trained.model.as_deref())?;
-    let Task::Classification(labels) = &trained.task else {
+    if matches!(trained.task, Task::Instruct(_) | Task::Lm { .. }) {
         let what = format!("{} writes, it does not label", args.trained.trained.display());
         return Err(AppError::user(what).hint("use `fedpipe generate`"));
-    };
+    }
     let limit = args.limit.unwrap_or(usize::MAX);
     let columns = Columns { label: None, ..super::evaluate::columns(&trained) };
     let texts: Box<dyn Iterator<Item = Result<Text, AppError>>> = match (&args.text, &args.data) {
@@ -40,7 +46,9 @@ pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
             Box::new(read(file, &columns)?.into_iter().map(|example| Ok((example.text, example.second))))
         }
         (None, None) if columns.second.is_some() => {
-            return Err(AppError::user("pairs of texts come from --data FILE, or --text and --text-pair"));
+            let what =
+                "pairs of texts, and questions with their passages, come from --data FILE, or --text and --text-pair";
+            return Err(AppError::user(what));
         }
         (None, None) => Box::new(lines().map(|line| Ok((line?, None)))),
     };
@@ -50,18 +58,48 @@ pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
         if chunk.is_empty() {
             return Ok(());
         }
-        let texts: Vec<_> = chunk.iter().map(|(text, second)| (text.as_str(), second.as_deref())).collect();
-        let predictions = trained.predict(&trained.encoder.texts(&texts)?)?;
         let mut out = std::io::stdout().lock();
-        for prediction in &predictions {
-            writeln!(out, "{}", line(args, labels, prediction)?).map_err(AppError::output)?;
+        for line in found(args, &trained, &chunk)? {
+            writeln!(out, "{line}").map_err(AppError::output)?;
         }
     }
 }
 
-fn line(args: &PredictArgs, labels: &Labels, prediction: &Prediction) -> Result<String, AppError> {
+/// A line for every text.
+fn found(args: &PredictArgs, trained: &Trained, texts: &[Text]) -> Result<Vec<String>, AppError> {
+    match &trained.task {
+        Task::SpanQa(reading) => {
+            let unlabelled = |(text, second): &Text| Example {
+                text: text.clone(),
+                second: second.clone(),
+                label: String::new(),
+                site: None,
+                origin: Origin::new("the texts".as_ref(), 1),
+            };
+            let examples: Vec<Example> = texts.iter().map(unlabelled).collect();
+            let data = trained.encoder.questions(&examples, *reading)?;
+            let found = answers(&*trained.weights()?, &trained.adapter, &data, reading.unanswerable)?;
+            found.iter().map(|answer| answer_line(args, answer)).collect()
+        }
+        task => {
+            let texts: Vec<_> = texts.iter().map(|(text, second)| (text.as_str(), second.as_deref())).collect();
+            let found = trained.predict(&trained.encoder.texts(&texts)?)?;
+            found.iter().map(|prediction| line(args, task.labels(), prediction)).collect()
+        }
+    }
+}
+
+fn answer_line(args: &PredictArgs, Answer { text, probability }: &Answer) -> Result<String, AppError> {
+    if args.json {
+        return serde_json::to_string(&AnswerLine { answer: text, probability: *probability }).map_err(AppError::other);
+    }
+    // One line an answer, whatever it says.
+    Ok(format!("{}\t{probability:.4}", text.replace(['\n', '\r', '\t'], " ")))
+}
+
+fn line(args: &PredictArgs, labels: &[String], prediction: &Prediction) -> Result<String, AppError> {
     let Prediction { class, probability, logits } = prediction;
-    let label = labels.name(*class).unwrap_or("?");
+    let label = labels.get(*class).map_or("?", String::as_str);
     if !args.json {
         return Ok(format!("{label}\t{probability:.4}"));
     }

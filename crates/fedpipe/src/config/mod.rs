@@ -27,7 +27,7 @@ mod tests;
 pub use problem::ConfigError;
 
 use fedpipe_core::BaseFormat;
-use fedpipe_model::data::{Columns, InstructionFormat};
+use fedpipe_model::data::{Columns, InstructionFormat, OnBadRecord};
 use problem::Sources;
 use read::Problems;
 use serde::{Serialize, Serializer};
@@ -103,6 +103,9 @@ pub struct TaskConfig {
     /// How prompts and completions become texts, one of [`names::TEMPLATES`]; only for instructions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// Tokens that one window of a passage shares with the next; only for questions about passages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
 }
 
 impl TaskConfig {
@@ -129,6 +132,8 @@ pub struct DataConfig {
     pub train: Vec<PathBuf>,
     /// Files that the server evaluates on.
     pub test: Vec<PathBuf>,
+    /// What is done with a record that cannot be used.
+    pub on_bad_record: OnBadRecord,
     /// Where in them the texts are.
     #[serde(flatten)]
     pub columns: DataColumns,
@@ -162,6 +167,15 @@ pub enum DataColumns {
         text_pair: String,
         /// Column of the label.
         label: String,
+    },
+    /// Questions about passages.
+    Questions {
+        /// Column of the question.
+        question: String,
+        /// Column of the passage.
+        context: String,
+        /// Column of the answers.
+        answers: String,
     },
     /// Prompts with what is to be written after them.
     Completed {
@@ -199,6 +213,9 @@ impl DataColumns {
             Self::Labelled { text, label } => labelled(text, label),
             Self::Paired { text, text_pair, label } => {
                 Columns { second: Some(text_pair.clone()), ..labelled(text, label) }
+            }
+            Self::Questions { question, context, answers } => {
+                Columns { second: Some(context.clone()), structured: true, ..labelled(question, answers) }
             }
             Self::Completed { prompt, completion } => labelled(prompt, completion),
             Self::Messages { messages } => Columns { structured: true, ..Columns::of_text(messages) },

@@ -1,11 +1,13 @@
 //! The names that a configuration may use, each table once; the first of each is the default.
 
 /// `task.kind`.
-pub const TASKS: &[&str] = &["classification", "pair", "instruct", "lm"];
+pub const TASKS: &[&str] = &["classification", "pair", "span-qa", "instruct", "lm"];
 /// `task.template`.
 pub const TEMPLATES: &[&str] = &["auto", "chat", "plain"];
 /// `task.format`.
 pub const FORMATS: &[&str] = &["completion", "messages", "alpaca"];
+/// `data.on_bad_record`.
+pub const ON_BAD_RECORD: &[&str] = &["error", "skip"];
 /// `federation.method`.
 pub const METHODS: &[&str] = &["fedpipe"];
 /// `federation.importance`.

@@ -9,7 +9,7 @@ use super::{
     names,
 };
 use fedpipe_core::BaseFormat;
-use fedpipe_model::data::InstructionFormat;
+use fedpipe_model::data::{InstructionFormat, OnBadRecord, Reading};
 use regex::Regex;
 use std::path::PathBuf;
 
@@ -24,7 +24,8 @@ pub(super) fn config(root: Node, problems: &Problems) -> Config {
     let mut root = Section::new(problems, "the configuration".into(), Some(root));
     let adapter = adapter(root.section("adapter"));
     let silos = silos(&mut root);
-    let task = task(root.section("task"));
+    let training = training(root.section("training"));
+    let task = task(root.section("task"), training.max_length);
     let config = Config {
         model: model(root.section("model")),
         data: data(root.section("data"), &silos, &task),
@@ -33,7 +34,7 @@ pub(super) fn config(root: Node, problems: &Problems) -> Config {
         adapter,
         plan: plan(root.section("plan")),
         probe: probe(root.section("probe")),
-        training: training(root.section("training")),
+        training,
         evaluation: evaluation(root.section("evaluation")),
         output: output(root.section("output")),
         silos,
@@ -68,13 +69,15 @@ fn model(mut section: Section<'_>) -> ModelSource {
     source
 }
 
-fn task(mut section: Section<'_>) -> TaskConfig {
+fn task(mut section: Section<'_>, max_length: usize) -> TaskConfig {
     let kind = section.choice("kind", names::TASKS);
     let instruct = kind == "instruct";
     let format = instruct.then(|| section.choice("format", names::FORMATS).into());
     let template = instruct.then(|| section.choice("template", names::TEMPLATES).into());
+    let usual = Reading::usual(max_length).stride;
+    let stride = (kind == "span-qa").then(|| section.count("stride", usual, 0..=max_length));
     section.finish();
-    TaskConfig { kind: kind.into(), format, template }
+    TaskConfig { kind: kind.into(), format, template, stride }
 }
 
 fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> DataConfig {
@@ -90,6 +93,10 @@ fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> Da
     if test.is_empty() {
         section.conflict("[data] needs `test`, a list of files");
     }
+    let on_bad_record = match section.choice("on_bad_record", names::ON_BAD_RECORD) {
+        "skip" => OnBadRecord::Skip,
+        _ => OnBadRecord::Error,
+    };
     let mut column = |name: &'static str| section.optional(name).unwrap_or_else(|| name.into());
     let columns = match (task.kind.as_str(), task.instruction_format()) {
         ("instruct", InstructionFormat::Completion) => {
@@ -102,11 +109,16 @@ fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> Da
         ("pair", _) => {
             DataColumns::Paired { text: column("text"), text_pair: column("text_pair"), label: column("label") }
         }
+        ("span-qa", _) => DataColumns::Questions {
+            question: column("question"),
+            context: column("context"),
+            answers: column("answers"),
+        },
         ("lm", _) => DataColumns::Texts { text: column("text") },
         _ => DataColumns::Labelled { text: column("text"), label: column("label") },
     };
     section.finish();
-    DataConfig { train, test, columns }
+    DataConfig { train, test, on_bad_record, columns }
 }
 
 fn paths(section: &mut Section<'_>, key: &'static str) -> Vec<PathBuf> {

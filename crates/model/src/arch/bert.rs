@@ -23,6 +23,7 @@ pub(super) const ROBERTA: Architecture = Architecture {
 const BERT_LAYOUT: Layout = Layout {
     prefix: "bert.",
     classifier_class: "BertForSequenceClassification",
+    span_class: "BertForQuestionAnswering",
     head: &head::POOLED,
     pooler: Some("pooler.dense"),
     unused: &[],
@@ -34,6 +35,7 @@ const BERT_LAYOUT: Layout = Layout {
 const ROBERTA_LAYOUT: Layout = Layout {
     prefix: "roberta.",
     classifier_class: "RobertaForSequenceClassification",
+    span_class: "RobertaForQuestionAnswering",
     head: &head::ROBERTA,
     pooler: None,
     // Checkpoints of pre-training have one.

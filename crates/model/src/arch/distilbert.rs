@@ -19,6 +19,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 const LAYOUT: Layout = Layout {
     prefix: "distilbert.",
     classifier_class: "DistilBertForSequenceClassification",
+    span_class: "DistilBertForQuestionAnswering",
     head: &head::DISTILBERT,
     pooler: None,
     unused: &[],

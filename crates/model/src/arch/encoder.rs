@@ -17,6 +17,7 @@ use fedpipe_kernels::{Activation, FrozenMatrix};
 pub(super) struct Layout {
     pub(super) prefix: &'static str,
     pub(super) classifier_class: &'static str,
+    pub(super) span_class: &'static str,
     pub(super) head: &'static HeadLayout,
     /// A frozen layer over the first token's state, followed by tanh.
     pub(super) pooler: Option<&'static str>,
@@ -105,6 +106,7 @@ impl Config {
             prefix: layout.prefix,
             unused: layout.unused,
             classifier_class: layout.classifier_class,
+            span_class: Some(layout.span_class),
             causal: None,
             transposed: false,
             segments: self.segments.is_some_and(|segments| segments > 1),

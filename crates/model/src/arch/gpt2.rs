@@ -92,6 +92,7 @@ impl Config {
             prefix: PREFIX,
             unused: &[],
             classifier_class: "GPT2ForSequenceClassification",
+            span_class: None,
             causal: Some(CausalHead {
                 class: "GPT2LMHeadModel",
                 tensor: (!self.tied).then_some(OUTPUT_HEAD),

@@ -235,6 +235,7 @@ impl Config {
             prefix: PREFIX,
             unused: &[],
             classifier_class: self.family.classifier_class,
+            span_class: None,
             causal: Some(CausalHead {
                 class: self.family.causal_class,
                 tensor: (!self.tied).then_some(OUTPUT_HEAD),

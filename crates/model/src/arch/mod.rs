@@ -11,7 +11,7 @@ mod rotary;
 mod weights;
 
 use crate::Error;
-use crate::head::HeadLayout;
+use crate::head::{HeadKind, HeadLayout, SPAN};
 use crate::io::WeightSource;
 use crate::ops::{Block, KvCache, Offsets, Ops, Value};
 use fedpipe_core::{BaseFormat, CandidateWeight};
@@ -85,6 +85,8 @@ pub struct Outline {
     pub unused: &'static [&'static str],
     /// Class that Hugging Face loads with a classification head.
     pub classifier_class: &'static str,
+    /// Class that Hugging Face loads with a head that finds answers; `None` for decoders.
+    pub span_class: Option<&'static str>,
     /// What makes it a language model; `None` for encoders.
     pub causal: Option<CausalHead>,
     /// Whether files hold its linear weights as `[inputs, outputs]`.
@@ -143,9 +145,13 @@ impl Outline {
             + 4 * self.vector_values as u64
     }
 
-    /// Rows and columns of the tensors of a classification head.
-    pub fn head_shapes(&self, classes: usize) -> BTreeMap<String, (usize, usize)> {
-        self.head.shapes(self.hidden, classes)
+    /// Rows and columns of the tensors of a head that trains.
+    pub fn head_shapes(&self, kind: HeadKind) -> BTreeMap<String, (usize, usize)> {
+        match kind {
+            HeadKind::Classes(classes) => self.head.shapes(self.hidden, classes),
+            HeadKind::Span => SPAN.shapes(self.hidden, 2),
+            HeadKind::Vocabulary => BTreeMap::new(),
+        }
     }
 }
 
@@ -213,6 +219,26 @@ impl dyn Backbone + '_ {
         let x = self.up_to_last(ops, first, x, offsets)?;
         let offsets = offsets.clone();
         let block: Block<'a> = Rc::new(move |ops, x| self.pool(ops, x, &offsets));
+        ops.block(&x, &block)
+    }
+
+    /// The final state of every token of an encoder, `[tokens, hidden]`, from what layer `first` reads.
+    ///
+    /// # Errors
+    /// When the model is a language model or an operation fails.
+    pub fn states_from<'a>(
+        &'a self,
+        ops: &mut dyn Ops<'a>,
+        first: usize,
+        x: Value,
+        offsets: &Offsets,
+    ) -> Result<Value, Error> {
+        if self.language().is_some() {
+            return Err(Error::shape("a language model is not asked for the states of all tokens".into()));
+        }
+        let x = self.up_to_last(ops, first, x, offsets)?;
+        let (last, offsets) = (self.layers() - 1, offsets.clone());
+        let block: Block<'a> = Rc::new(move |ops, x| self.layer(ops, last, x, &offsets));
         ops.block(&x, &block)
     }
 

@@ -1,7 +1,8 @@
 //! Token sequences packed end to end.
 
-use super::DataError;
+use super::{DataError, Spans};
 use fedpipe_kernels::IGNORED;
+use std::ops::Range;
 
 /// What texts are trained and measured on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub enum Targets {
     Classes(Vec<u32>),
     /// The token to write after each token, or [`IGNORED`](fedpipe_kernels::IGNORED), `[tokens]`.
     Tokens(Vec<u32>),
+    /// Where the answer to a question stands in each text.
+    Spans(Spans),
 }
 
 /// Marks a token of the second text of a pair, where the model tells the two apart.
@@ -41,7 +44,7 @@ impl Dataset {
     /// Packs sequences.
     ///
     /// # Panics
-    /// When there are classes, but not one a text, or next tokens, but not one a token.
+    /// When there are classes or spans, but not one a text, or next tokens, but not one a token.
     pub fn pack(texts: &[impl AsRef<[u32]>], targets: Targets) -> Self {
         let mut ids = Vec::with_capacity(texts.iter().map(|t| t.as_ref().len()).sum());
         let mut offsets = Vec::with_capacity(texts.len() + 1);
@@ -54,6 +57,7 @@ impl Dataset {
             Targets::None => {}
             Targets::Classes(classes) => assert_eq!(classes.len(), texts.len(), "one class a text"),
             Targets::Tokens(next) => assert_eq!(next.len(), ids.len(), "one next token a token"),
+            Targets::Spans(spans) => assert_eq!(spans.places.len(), texts.len(), "one span a text"),
         }
         Self { ids, offsets, targets }
     }
@@ -82,7 +86,15 @@ impl Dataset {
     pub fn classes(&self) -> &[u32] {
         match &self.targets {
             Targets::Classes(classes) => classes,
-            Targets::None | Targets::Tokens(_) => &[],
+            Targets::None | Targets::Tokens(_) | Targets::Spans(_) => &[],
+        }
+    }
+
+    /// The texts of each example: one, but where a passage was cut into several.
+    pub fn by_example(&self) -> Vec<Range<usize>> {
+        match &self.targets {
+            Targets::Spans(spans) => spans.by_question(),
+            Targets::None | Targets::Classes(_) | Targets::Tokens(_) => (0..self.len()).map(|i| i..i + 1).collect(),
         }
     }
 
@@ -107,6 +119,7 @@ impl Dataset {
                 let of = |&i: &usize| &next[self.offsets[i]..self.offsets[i + 1]];
                 Targets::Tokens(indices.iter().flat_map(of).copied().collect())
             }
+            Targets::Spans(spans) => Targets::Spans(spans.subset(indices)),
         };
         Self::pack(&texts, targets)
     }
@@ -121,12 +134,21 @@ impl Dataset {
         Self::pack(&ids, Targets::Tokens(next.concat()))
     }
 
-    /// So many texts, evenly spread over all; all of them for 0 or where there are no more.
+    /// The texts of so many examples, evenly spread over all; all of them for 0 or where there are no more.
     pub fn spread(&self, count: usize) -> Self {
-        match self.len() {
+        let examples = self.by_example();
+        match examples.len() {
             all if count == 0 || count >= all => self.clone(),
-            all => self.subset(&spread(all, count).collect::<Vec<_>>()),
+            all => self.subset(&spread(all, count).flat_map(|i| examples[i].clone()).collect::<Vec<_>>()),
         }
+    }
+
+    /// The same to learn from alone: answers are not to be read back as text, so their passages are let go.
+    pub fn without_passages(mut self) -> Self {
+        if let Targets::Spans(spans) = &mut self.targets {
+            spans.questions = None;
+        }
+        self
     }
 
     /// Refuses tokens that a model of `vocabulary` tokens has no embedding for.

@@ -3,7 +3,9 @@
 use super::{DataError, Dataset, Example, Labels, SECOND_TEXT, Targets};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-use tokenizers::{EncodeInput, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{
+    EncodeInput, Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
+};
 
 /// A model's tokenizer with a bound on the tokens of a text.
 #[derive(Debug, Clone)]
@@ -60,7 +62,11 @@ impl TextEncoder {
     }
 
     pub(super) fn refused(&self, reason: String) -> DataError {
-        DataError::Tokenizer { path: self.path.clone(), reason: format!("it refuses a text: {reason}") }
+        self.unfit(format!("it refuses a text: {reason}"))
+    }
+
+    pub(super) fn unfit(&self, reason: String) -> DataError {
+        DataError::Tokenizer { path: self.path.clone(), reason }
     }
 
     /// The dataset, if the model knows all its tokens.
@@ -97,16 +103,19 @@ impl TextEncoder {
     fn tokens(&self, text: &str, second: Option<&str>) -> Result<Vec<u32>, DataError> {
         let input = second.map_or_else(|| EncodeInput::from(text), |second| EncodeInput::from((text, second)));
         match self.tokenizer.encode_fast(input, true) {
-            Ok(encoding) if encoding.is_empty() => Err(DataError::Tokenizer {
-                path: self.path.clone(),
-                reason: format!("it makes no token of {text:?}; a classifier needs at least one, such as [CLS]"),
-            }),
-            Ok(encoding) => {
-                let marked = |(&id, &kind): (&u32, &u32)| if self.segments && kind > 0 { id | SECOND_TEXT } else { id };
-                Ok(encoding.get_ids().iter().zip(encoding.get_type_ids()).map(marked).collect())
+            Ok(encoding) if encoding.is_empty() => {
+                Err(self
+                    .unfit(format!("it makes no token of {text:?}; a classifier needs at least one, such as [CLS]")))
             }
+            Ok(encoding) => Ok(self.marked(&encoding)),
             Err(e) => Err(self.refused(e.to_string())),
         }
+    }
+
+    /// The tokens, those of a pair's second text marked where the model tells them apart.
+    pub(super) fn marked(&self, encoding: &Encoding) -> Vec<u32> {
+        let marked = |(&id, &kind): (&u32, &u32)| if self.segments && kind > 0 { id | SECOND_TEXT } else { id };
+        encoding.get_ids().iter().zip(encoding.get_type_ids()).map(marked).collect()
     }
 }
 

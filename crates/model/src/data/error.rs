@@ -68,6 +68,14 @@ pub enum DataError {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// Answers that cannot be found in their passage.
+    #[error("{origin}: {reason}")]
+    Answers {
+        /// Where.
+        origin: Origin,
+        /// What is wrong.
+        reason: String,
+    },
     /// A record that does not follow its format.
     #[error("{origin}: {reason}")]
     Malformed {

@@ -7,6 +7,7 @@ mod encode;
 mod error;
 mod instruct;
 mod labels;
+mod questions;
 mod read;
 
 pub use batches::Batches;
@@ -16,6 +17,7 @@ pub use encode::TextEncoder;
 pub use error::DataError;
 pub use instruct::{Exchange, InstructionFormat, Instructions, PromptTemplate};
 pub use labels::Labels;
+pub use questions::{Question, Questions, Reading, Span, Spans, has_answer};
 pub use read::{
     COMPRESSIONS, Columns, EXTENSIONS, Example, MAX_RECORD_BYTES, OnBadRecord, Origin, Records, read, read_all,
     read_records,

@@ -5,8 +5,8 @@
 
 use super::pool::{Buffer, Pool};
 use super::{
-    AttentionShape, Block, Classified, ClassifierHead, KvCache, NormWeights, Offsets, Ops, Pass, Positions, TokenLoss,
-    Value,
+    AttentionShape, Block, Classified, ClassifierHead, HeadTargets, KvCache, NormWeights, Offsets, Ops, Pass,
+    Positions, TokenLoss, Value,
 };
 use crate::Error;
 use crate::adapter::Adapters;
@@ -314,8 +314,8 @@ impl<'a, E: Element + Pod> Ops<'a> for Fast<'a, E> {
         super::rows::select(self, x, rows)
     }
 
-    fn classify(&mut self, x: &Value, head: ClassifierHead, labels: Option<&[u32]>) -> Result<Classified, Error> {
-        super::classify::forward(self, x, head, labels)
+    fn classify(&mut self, x: &Value, head: ClassifierHead, targets: HeadTargets<'_>) -> Result<Classified, Error> {
+        super::classify::forward(self, x, head, targets)
     }
 
     fn token_loss(&mut self, x: &Value, head: &FrozenMatrix, targets: &[u32]) -> Result<TokenLoss, Error> {

@@ -173,12 +173,29 @@ pub enum HeadActivation {
     Relu,
 }
 
-/// What a classifier made of pooled states.
+/// What the outputs of a head are held against.
+#[derive(Debug, Clone, Copy)]
+pub enum HeadTargets<'t> {
+    /// Nothing: there is no loss.
+    None,
+    /// The right one of each row's outputs, `[rows]`.
+    Classes(&'t [u32]),
+    /// The rows of each sequence where its span begins and ends; of the head's two outputs the first tells the one, the
+    /// second the other, among the rows of the sequence.
+    Spans {
+        /// Sequence i has the rows `offsets[i]..offsets[i + 1]`.
+        offsets: &'t Offsets,
+        /// `[sequences]`, counted from the sequence's first row.
+        places: &'t [[u32; 2]],
+    },
+}
+
+/// What a head made of states.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classified {
-    /// `[sequences, classes]`, row-major.
+    /// `[rows, outputs]`, row-major.
     pub logits: Vec<f32>,
-    /// Mean cross-entropy in nats, where there were labels.
+    /// Mean cross-entropy in nats, where there were targets; of a span that of its ends, averaged.
     pub loss: Option<f64>,
 }
 
@@ -280,12 +297,12 @@ pub trait Ops<'a> {
     /// When a row is not there.
     fn select(&mut self, x: &Value, rows: &Offsets) -> Result<Value, Error>;
 
-    /// Logits of a head over x `[sequences, hidden]`; with `labels`, the mean cross-entropy too, which
-    /// [`Ops::backward`] starts from. In f32.
+    /// Logits of a head over x `[rows, hidden]`; with targets, the mean cross-entropy too, which [`Ops::backward`]
+    /// starts from. In f32.
     ///
     /// # Errors
-    /// When the shapes disagree or a label is no class.
-    fn classify(&mut self, x: &Value, head: ClassifierHead, labels: Option<&[u32]>) -> Result<Classified, Error>;
+    /// When the shapes disagree, a label is no class or a place no row.
+    fn classify(&mut self, x: &Value, head: ClassifierHead, targets: HeadTargets<'_>) -> Result<Classified, Error>;
 
     /// The mean cross-entropy of `softmax(x · headᵀ)` against `targets`, over the tokens whose target is not [`IGNORED`]:
     /// x `[tokens, hidden]`, head `[vocabulary, hidden]`. [`Ops::backward`] starts from it. The logits are never held

@@ -1,7 +1,8 @@
 //! The operations composed of candle's, differentiated by candle.
 
 use super::{
-    AttentionShape, Block, Classified, ClassifierHead, KvCache, NormWeights, Offsets, Ops, Positions, TokenLoss, Value,
+    AttentionShape, Block, Classified, ClassifierHead, HeadTargets, KvCache, NormWeights, Offsets, Ops, Positions,
+    TokenLoss, Value,
 };
 use crate::Error;
 use crate::adapter::Adapters;
@@ -109,8 +110,8 @@ impl<'a> Ops<'a> for Reference<'a> {
         super::rows::reference_select(self, x, rows)
     }
 
-    fn classify(&mut self, x: &Value, head: ClassifierHead, labels: Option<&[u32]>) -> Result<Classified, Error> {
-        super::classify::reference(self, x, head, labels)
+    fn classify(&mut self, x: &Value, head: ClassifierHead, targets: HeadTargets<'_>) -> Result<Classified, Error> {
+        super::classify::reference(self, x, head, targets)
     }
 
     fn token_loss(&mut self, x: &Value, head: &FrozenMatrix, targets: &[u32]) -> Result<TokenLoss, Error> {

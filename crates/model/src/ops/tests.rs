@@ -2,8 +2,8 @@
 //! shapes and in both element types.
 
 use super::{
-    AttentionShape, Block, ClassifierHead, HeadActivation, IGNORED, KvCache, NormKind, NormWeights, Offsets, Ops,
-    OpsKind, Pass, Positions, TrainedLinear, Value, Workspace,
+    AttentionShape, Block, ClassifierHead, HeadActivation, HeadTargets, IGNORED, KvCache, NormKind, NormWeights,
+    Offsets, Ops, OpsKind, Pass, Positions, TrainedLinear, Value, Workspace,
 };
 use crate::Error;
 use crate::adapter::{Adapters, Attached, Normal, Trained};
@@ -263,7 +263,33 @@ proptest! {
                 let none = Adapters::none();
                 let mut ops = Workspace::new(kind, format, false).ops(&parameters, &none, Pass::Training).unwrap();
                 let x = ops.leaf(ids[0]).unwrap();
-                let found = ops.classify(&x, head, Some(&labels)).unwrap();
+                let found = ops.classify(&x, head, HeadTargets::Classes(&labels)).unwrap();
+                ops.backward(&mut gradients).unwrap();
+                let mut all = vec![found.logits, vec![found.loss.unwrap() as f32]];
+                all.extend(parameters.iter().map(|(id, _)| gradients.get(id).unwrap().to_vec()));
+                all
+            };
+            assert_close(&of(OpsKind::Reference), &of(OpsKind::Fast), tolerance);
+        }
+    }
+
+    /// Spans of sequences of any length: the logits, the loss and every gradient.
+    #[test]
+    fn spans_agree(lengths in prop::collection::vec(1usize..30, 1..6), hidden in 1usize..40, at in 0usize..1000) {
+        let tokens = lengths.iter().sum();
+        for (format, tolerance) in [(BaseFormat::F32, 1e-4), (BaseFormat::Bf16, 1e-2)] {
+            let (mut parameters, ids) = inputs(&[(tokens, hidden)]);
+            rounded(&mut parameters, format);
+            let head = ClassifierHead::linear(parameters.add(matrix(2, hidden, 3)), Some(parameters.add(matrix(1, 2, 4))));
+            let ends = |&length: &usize| [(at % length) as u32, (at / 7 % length) as u32];
+            let (offsets, places) = (offsets(&lengths), lengths.iter().map(ends).collect::<Vec<_>>());
+            let of = |kind| {
+                let mut gradients = Gradients::new(&parameters);
+                let none = Adapters::none();
+                let mut ops = Workspace::new(kind, format, false).ops(&parameters, &none, Pass::Training).unwrap();
+                let x = ops.leaf(ids[0]).unwrap();
+                let targets = HeadTargets::Spans { offsets: &offsets, places: &places };
+                let found = ops.classify(&x, head, targets).unwrap();
                 ops.backward(&mut gradients).unwrap();
                 let mut all = vec![found.logits, vec![found.loss.unwrap() as f32]];
                 all.extend(parameters.iter().map(|(id, _)| gradients.get(id).unwrap().to_vec()));
@@ -412,7 +438,7 @@ fn cross_entropy_is_the_mean_in_nats() {
         let workspace = Workspace::new(kind, BaseFormat::F32, false);
         let mut ops = workspace.ops(&parameters, &none, Pass::Training).unwrap();
         let x = ops.constant(2, 1, bytemuck::cast_slice(&[1f32, 1.0])).unwrap();
-        let loss = ops.classify(&x, head, Some(&[0, 1])).unwrap().loss.unwrap();
+        let loss = ops.classify(&x, head, HeadTargets::Classes(&[0, 1])).unwrap().loss.unwrap();
         assert!((loss - (4f64.ln() + (4.0f64 / 3.0).ln()) / 2.0).abs() < 1e-6);
         ops.backward(&mut gradients).unwrap();
         for (found, expected) in gradients.get(bias).unwrap().iter().zip([-0.25, 0.25]) {
@@ -458,7 +484,16 @@ fn misfits_are_errors() {
         assert!(message(ops.select(&x, &vec![2].into())).contains("row 2"));
         let shape = AttentionShape::full(3, 1);
         assert!(message(ops.attention([&x, &x, &x], &offsets(&[2]), &offsets(&[2]), shape)).contains("attention"));
-        assert!(ops.classify(&x, head, Some(&[0, 2])).unwrap_err().to_string().contains("label 2 of 2 classes"));
-        assert!(ops.classify(&x, head, Some(&[0])).unwrap_err().to_string().contains("1 labels for 2"));
+        assert!(
+            ops.classify(&x, head, HeadTargets::Classes(&[0, 2]))
+                .unwrap_err()
+                .to_string()
+                .contains("label 2 of 2 classes")
+        );
+        let beyond = HeadTargets::Spans { offsets: &offsets(&[2]), places: &[[0, 2]] };
+        assert!(ops.classify(&x, head, beyond).unwrap_err().to_string().contains("at row 2 of 2"));
+        let many = HeadTargets::Spans { offsets: &offsets(&[2]), places: &[[0, 0], [0, 0]] };
+        assert!(ops.classify(&x, head, many).unwrap_err().to_string().contains("2 spans of 1 sequences"));
+        assert!(ops.classify(&x, head, HeadTargets::Classes(&[0])).unwrap_err().to_string().contains("1 labels for 2"));
     }
 }

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, Stop, TrainWork, WeightId};
 use fedpipe_model::adapter::{Adapters, Attached, Trained, fresh_head};
 use fedpipe_model::data::{Dataset, Targets};
+use fedpipe_model::head::HeadKind;
 use fedpipe_model::ops::{OpsKind, Workspace};
 use fedpipe_model::parameters::{ParameterId, Parameters};
 use fedpipe_model::{BaseModel, Objective, StepReport, Training, train};
@@ -84,7 +85,7 @@ pub fn message_with(name: &str, key: &str, value: serde_json::Value) -> String {
 
 /// What `fedpipe run` does on a silo: a model learns two classes, over formats of the base and of activations.
 pub fn check_training(name: &str, base: &BaseModel, steps: usize) {
-    let spec = base.spec(&[], Some(2)).unwrap();
+    let spec = base.spec(&[], HeadKind::Classes(2)).unwrap();
     let text = |i: u32| (0..9).map(|j| 2 + (i * 7 + j * 3) % 60).collect::<Vec<u32>>();
     let classes = Targets::Classes((0..8).map(|i| i % 2).collect());
     let data = Dataset::pack(&(0..8).map(text).collect::<Vec<_>>(), classes);
@@ -115,7 +116,7 @@ pub fn check_training(name: &str, base: &BaseModel, steps: usize) {
         let mut losses = Vec::new();
         let mut hear = |report: StepReport| losses.push(report.loss);
         let trained = train(training, &data, &work, Seed(3), &Stop::default(), &mut hear).unwrap();
-        base.check_adapter(&trained, Some(2)).unwrap();
+        base.check_adapter(&trained, HeadKind::Classes(2)).unwrap();
         let last = losses[steps - 2] + losses[steps - 1];
         assert!(last < 0.6 * (losses[0] + losses[1]), "{name}, {base_format}: {losses:?}");
     }

@@ -74,10 +74,11 @@ fn figures(summary: &Summary) -> Markup {
     let quality = |value: Option<f64>| value.map_or_else(|| "—".to_string(), |value| format!("{value:.4}"));
     let memory = summary.peak_rss_mib.map_or_else(|| "—".to_string(), |mib| format!("{mib:.0} MiB"));
     let figures = [
-        summary.perplexity.map_or_else(
-            || ("test accuracy", quality(summary.accuracy)),
-            |perplexity| ("test perplexity", quality(Some(perplexity))),
-        ),
+        match (summary.answer_f1, summary.perplexity) {
+            (Some(f1), _) => ("test F1 of answers", quality(Some(f1))),
+            (None, Some(perplexity)) => ("test perplexity", quality(Some(perplexity))),
+            (None, None) => ("test accuracy", quality(summary.accuracy)),
+        },
         ("test loss (nats)", quality(summary.loss)),
         ("rounds", summary.rounds.to_string()),
         ("on the run's clock", seconds(summary.virtual_seconds)),
@@ -120,7 +121,11 @@ fn quality(state: &RunState) -> Markup {
         let x = |&(round, clock_s, _): &(f64, f64, &RoundRecord)| if by_clock { clock_s } else { round };
         records.iter().filter_map(|record| Some((x(record), value(record.2)?))).collect()
     };
-    let writes = headline(state) == "perplexity";
+    let (title, axis) = match headline(state) {
+        "perplexity" => ("Perplexity", "perplexity of a token"),
+        "answer-f1" => ("F1 of answers", "F1 over words (%)"),
+        _ => ("Accuracy", "share labelled right"),
+    };
     let chart = |by_clock: bool, loss: bool| {
         let series = if loss {
             vec![
@@ -134,19 +139,11 @@ fn quality(state: &RunState) -> Markup {
             let headline = points(by_clock, |r| Some(r.metrics.as_ref()?.headline().1));
             vec![Series { name: "held-out examples".into(), points: headline }]
         };
-        let what = match (loss, writes) {
-            (true, _) => "Loss",
-            (false, false) => "Accuracy",
-            (false, true) => "Perplexity",
-        };
+        let what = if loss { "Loss" } else { title };
         Chart {
             title: format!("{what} by {}", if by_clock { "the run's clock" } else { "round" }),
             x: if by_clock { "seconds on the run's clock" } else { "round" },
-            y: match (loss, writes) {
-                (true, _) => "cross-entropy (nats)",
-                (false, false) => "share labelled right",
-                (false, true) => "perplexity of a token",
-            },
+            y: if loss { "cross-entropy (nats)" } else { axis },
             whole_x: !by_clock,
             series,
         }

@@ -1,9 +1,9 @@
 //! Files of labelled texts, by extension.
 //!
 //! TSV is plain: a tab separates, a line ends a record, and nothing is quoted, so a text that contains quotes is read as
-//! it is. CSV follows RFC 4180. JSON is an array of objects or, like JSONL, one object a line. Parquet needs flat
-//! columns. In plain text (.txt) every line is an example. Text is UTF-8; a byte-order mark is skipped, as are blank lines. All but Parquet may be compressed: `.gz` or
-//! `.zst` follows the extension.
+//! it is. CSV follows RFC 4180. JSON is an array of objects, like JSONL one object a line, or SQuAD's articles. Parquet
+//! needs flat columns. In plain text (.txt) every line is an example. Text is UTF-8; a byte-order mark is skipped, as are
+//! blank lines. All but Parquet may be compressed: `.gz` or `.zst` follows the extension.
 
 mod csv;
 mod json;
@@ -40,7 +40,7 @@ pub struct Columns {
     pub label: Option<String>,
     /// The site that it belongs to, when the data are split by a column.
     pub site: Option<String>,
-    /// Whether the text may be a list or an object of JSON; it is taken as such.
+    /// Whether the text or the label may be a list or an object of JSON; it is taken as such.
     pub structured: bool,
 }
 
@@ -133,16 +133,19 @@ pub fn read_records(path: &Path, columns: &Columns, on_bad: OnBadRecord) -> Resu
     sink.finish(path)
 }
 
-/// The examples of several files, one file after the other.
+/// The records of several files, one file after the other.
 ///
 /// # Errors
-/// As [`read`].
-pub fn read_all(paths: &[impl AsRef<Path>], columns: &Columns) -> Result<Vec<Example>, DataError> {
-    let mut examples = Vec::new();
+/// As [`read_records`].
+pub fn read_all(paths: &[impl AsRef<Path>], columns: &Columns, on_bad: OnBadRecord) -> Result<Records, DataError> {
+    let mut all = Records::default();
     for path in paths {
-        examples.append(&mut read(path.as_ref(), columns)?);
+        let mut file = read_records(path.as_ref(), columns, on_bad)?;
+        all.examples.append(&mut file.examples);
+        all.skipped += file.skipped;
+        all.reasons.append(&mut file.reasons);
     }
-    Ok(examples)
+    Ok(all)
 }
 
 fn io_error(path: &Path) -> impl Fn(std::io::Error) -> DataError {

@@ -80,6 +80,37 @@ fn a_second_text_and_lists_are_read_where_they_are_asked_for() {
 }
 
 #[test]
+fn squad_is_read_with_its_titles() {
+    let squad = r#" {"version": "v2.0", "data": [{"title": "Grain", "paragraphs": [
+        {"context": "wheat rose", "qas": [
+            {"id": "1", "question": "what?", "answers": [{"text": "wheat", "answer_start": 0}], "is_impossible": false},
+            {"id": "2", "question": "who?", "answers": [], "plausible_answers": [{"text": "rose"}], "is_impossible": true}
+        ]}]}]}"#;
+    let columns = Columns {
+        second: Some("context".into()),
+        label: Some("answers".into()),
+        site: Some("title".into()),
+        structured: true,
+        ..Columns::of_text("question")
+    };
+    let (_folder, path) = file("train-v2.0.json", squad);
+    let found = read(&path, &columns).unwrap();
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let found: Vec<_> = found.iter().map(|e| (e.text.as_str(), e.second.as_deref(), json(&e.label))).collect();
+    let answer = json(r#"[{"answer_start": 0, "text": "wheat"}]"#);
+    assert_eq!(found, [("what?", Some("wheat rose"), answer), ("who?", Some("wheat rose"), json("[]"))]);
+    assert_eq!(read(&path, &columns).unwrap()[0].site.as_deref(), Some("Grain"));
+    assert_eq!(
+        message("a.json", r#"{"data": [{"title": "x"}]}"#, &columns),
+        "a.json:1: not JSON: missing field `paragraphs` at line 1 column 24"
+    );
+    // What Hugging Face's viewer gives: one object a line.
+    let line = r#"{"id": "1", "title": "Grain", "context": "c", "question": "q", "answers": {"text": ["c"], "answer_start": [0]}}"#;
+    let (_folder, path) = file("a.jsonl", line);
+    assert_eq!(json(&read(&path, &columns).unwrap()[0].label), json(r#"{"text": ["c"], "answer_start": [0]}"#));
+}
+
+#[test]
 fn a_site_may_be_read_off_the_text_itself() {
     let columns = Columns { site: Some("text".into()), ..Columns::default() };
     let folder = tempfile::tempdir().unwrap();

@@ -12,6 +12,7 @@ pub(super) use write::from_matrix;
 pub use write::{serving_rank, write_adapter, write_serving};
 
 use super::{IoError, read_json};
+use crate::data::Reading;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -44,6 +45,9 @@ pub struct AdapterInfo {
     /// Whether prompts were put as questions in a chat; none where texts are labelled.
     #[serde(default)]
     pub chat: Option<bool>,
+    /// How passages are read; only for answering questions.
+    #[serde(default)]
+    pub reading: Option<Reading>,
     /// Whether the base stores adapted weights as `[inputs, outputs]`.
     #[serde(default)]
     pub fan_in_fan_out: bool,
@@ -56,6 +60,8 @@ pub enum AdapterTask {
     /// Classes of texts, by a head of its own.
     #[default]
     Classification,
+    /// Where in a passage an answer stands, by a head of its own.
+    QuestionAnswering,
     /// The next token, by the base model's own head.
     CausalLm,
 }
@@ -77,6 +83,7 @@ fn info_json(info: &AdapterInfo) -> Value {
         "max_length": info.max_length,
         "task": info.task,
         "chat": info.chat,
+        "reading": info.reading,
         "fan_in_fan_out": info.fan_in_fan_out,
     })
 }

@@ -39,6 +39,7 @@ fn info() -> AdapterInfo {
         labels: vec!["acq".into(), "earn".into()],
         max_length: 128,
         task: AdapterTask::Classification,
+        reading: None,
         chat: None,
         fan_in_fan_out: false,
     }
@@ -181,9 +182,7 @@ fn what_cannot_be_served_says_why() {
     let refuse = |adapter: &Adapter, info: &AdapterInfo| {
         write_serving(&root.path().join("s"), adapter, info).unwrap_err().to_string()
     };
-    assert!(
-        refuse(&adapter(), &info()).contains("SGLang take no classification head with an adapter; export the merged")
-    );
+    assert!(refuse(&adapter(), &info()).contains("SGLang take no head with an adapter; export the merged"));
     let gpt2 = AdapterInfo { fan_in_fan_out: true, ..language_model() };
     assert!(refuse(&served(), &gpt2).contains("no adapters for GPT-2"));
     let serve = |adapter: &Adapter| refuse(adapter, &language_model());

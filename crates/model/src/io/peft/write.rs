@@ -39,8 +39,8 @@ pub fn write_adapter(target: &Path, adapter: &Adapter, info: &AdapterInfo) -> Re
 /// # Errors
 /// Why vLLM, TGI and SGLang cannot serve the adapter over a shared base model, and what to do.
 pub fn serving_rank(adapter: &Adapter, info: &AdapterInfo) -> Result<usize, String> {
-    if info.task == AdapterTask::Classification || !adapter.head.is_empty() {
-        return Err("vLLM, TGI and SGLang take no classification head with an adapter; export the merged model".into());
+    if info.task != AdapterTask::CausalLm || !adapter.head.is_empty() {
+        return Err("vLLM, TGI and SGLang take no head with an adapter; export the merged model".into());
     }
     if info.fan_in_fan_out {
         return Err("vLLM, TGI and SGLang take no adapters for GPT-2; export the merged model".into());
@@ -120,9 +120,10 @@ fn config(adapter: &Adapter, info: &AdapterInfo, ranks: &Ranks, modules_to_save:
     let targets = if weights.is_empty() { json!(NO_TARGETS) } else { json!(weights) };
     let task = match info.task {
         AdapterTask::CausalLm => json!("CAUSAL_LM"),
-        // With SEQ_CLS PEFT insists on a head.
-        AdapterTask::Classification if modules_to_save.is_null() => Value::Null,
+        // With these PEFT insists on a head.
+        _ if modules_to_save.is_null() => Value::Null,
         AdapterTask::Classification => json!("SEQ_CLS"),
+        AdapterTask::QuestionAnswering => json!("QUESTION_ANS"),
     };
     json!({
         "peft_type": "LORA",
@@ -184,6 +185,13 @@ fn model_card(adapter: &Adapter, info: &AdapterInfo) -> String {
             "AutoModelForSequenceClassification",
             format!(", num_labels={}", labels.len()),
             format!("- Labels: {}\n- Texts are cut to {} tokens.\n", labels.join(", "), info.max_length),
+        ),
+        AdapterTask::QuestionAnswering => (
+            "question-answering",
+            "extractive question answering",
+            "AutoModelForQuestionAnswering",
+            String::new(),
+            format!("- A question with a piece of its passage has at most {} tokens.\n", info.max_length),
         ),
         AdapterTask::CausalLm => (
             "text-generation",
