@@ -45,7 +45,8 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
         }
     }
     for part in tile.parts {
-        let (mut left, mut right) = tile.panels_of(part);
+        let (mut left, mut right) = tile.sides_of(part);
+        let ahead = part.layout.panel_step();
         for _ in 0..part.depth {
             let mut columns = [_mm256_setzero_ps(); VECTORS];
             for (v, column) in columns.iter_mut().enumerate() {
@@ -60,7 +61,7 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
                 }
             }
             // The next left panel comes from afar; behind the last there is nothing to read, which is allowed.
-            _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add(part.left_step).cast());
+            _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add(ahead).cast());
             // SAFETY: at most the end of the panels.
             unsafe {
                 left = left.add(LEFT_STRIDE);

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::micro::{Base, Initial, Tile};
+use super::micro::{Base, Initial, LeftLayout, Tile};
 use crate::element::Element;
 
 const LANES: usize = 16;
@@ -49,26 +49,35 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E
         }
     }
     for part in tile.parts {
-        let (mut left, mut right) = tile.panels_of(part);
-        for _ in 0..part.depth {
-            let mut columns = [_mm512_setzero_ps(); VECTORS];
-            for (v, column) in columns.iter_mut().enumerate() {
-                // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
-                *column = unsafe { _mm512_loadu_ps(right.add(v * LANES)) };
-            }
-            for (i, row) in sums.iter_mut().enumerate() {
-                // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes, ROWS of them filled.
-                let broadcast = unsafe { _mm512_set1_ps(*left.add(i)) };
-                for (sum, &column) in row.iter_mut().zip(&columns) {
-                    *sum = multiply_add::<PAIRS>(broadcast, column, *sum);
+        let (left, mut right) = tile.sides_of(part);
+        // What the two layouts share: lane `p` of every row, and what to bring along for the next rows.
+        macro_rules! accumulate {
+            ($lane:expr, $ahead:expr) => {
+                for p in 0..part.depth {
+                    let mut columns = [_mm512_setzero_ps(); VECTORS];
+                    for (v, column) in columns.iter_mut().enumerate() {
+                        // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
+                        *column = unsafe { _mm512_loadu_ps(right.add(v * LANES)) };
+                    }
+                    for (i, row) in sums.iter_mut().enumerate() {
+                        // SAFETY: the left side holds `depth` lanes of ROWS rows.
+                        let broadcast = unsafe { _mm512_set1_ps(*left.add($lane(i, p))) };
+                        for (sum, &column) in row.iter_mut().zip(&columns) {
+                            *sum = multiply_add::<PAIRS>(broadcast, column, *sum);
+                        }
+                    }
+                    // The next rows come from afar; behind the last there is nothing to read, which is allowed.
+                    _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add($ahead(p)).cast());
+                    // SAFETY: at most the end of the panel.
+                    right = unsafe { right.add(VECTORS * LANES) };
                 }
-            }
-            // The next left panel comes from afar; behind the last there is nothing to read, which is allowed.
-            _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add(part.left_step).cast());
-            // SAFETY: at most the end of the panels.
-            unsafe {
-                left = left.add(LEFT_STRIDE);
-                right = right.add(VECTORS * LANES);
+            };
+        }
+        match part.layout {
+            LeftLayout::Panels(step) => accumulate!(|i, p| p * LEFT_STRIDE + i, |p| p * LEFT_STRIDE + step),
+            // A line of one of the next rows for each lane, so that all have come after a line's worth of lanes.
+            LeftLayout::Rows(stride) => {
+                accumulate!(|i, p| i * stride + p, |p| (ROWS + p % LANES) * stride + p / LANES * LANES);
             }
         }
     }

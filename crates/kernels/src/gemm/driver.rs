@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::few::{are_few, sum_of_few};
-use super::micro::{Initial, Part, Tile};
+use super::micro::{Initial, LeftLayout, Part, Tile};
 use super::pack::{Across, Operand, Panel, Rows, Strided, left_len, left_panels, right_len, right_panels};
 use super::{Extents, Kernel, Right, Target, TargetBase, check, for_each};
 use crate::dispatch::Path;
@@ -92,23 +92,27 @@ pub(crate) fn sum_of_products<E: Element>(
         return;
     }
     let thin: Vec<Right> = inputs.iter().map(|input| input.thin(kernel)).collect();
-    let row_bytes = Areas::new(kernel, inputs, 1).row_lanes(kernel) * size_of::<u32>();
+    let lying: Lying<'_> = inputs.iter().map(|input| input.left.lying(kernel, rows, input.depth)).collect();
+    let packs = inputs.iter().zip(&lying).any(|(input, lying)| lying.is_none() || !input.factors.is_empty());
+    let row_bytes = Areas::new(kernel, inputs, &lying, 1).row_lanes(kernel) * size_of::<u32>();
     let most = (LEFT_BYTES / row_bytes.max(1)).clamp(8 * kernel.rows(), ROWS_AT_ONCE);
     let chunks = rows.div_ceil(most);
     for chunk in 0..chunks {
         let (start, end) = (chunk * rows / chunks, (chunk + 1) * rows / chunks);
-        let areas = Areas::new(kernel, inputs, end - start);
+        let areas = Areas::new(kernel, inputs, &lying, end - start);
         let mut packed = Scratch::<u32>::take(areas.len);
-        let chunk = Chunk { kernel, inputs, start, rows: end - start, areas: &areas };
+        let chunk = Chunk { kernel, inputs, lying: &lying, start, rows: end - start, areas: &areas };
 
-        let shared = SharedSlice::new(&mut packed);
-        let panels = chunk.panel_count();
-        let groups = if parallel { panels.min(4 * rayon::current_num_threads()) } else { 1 };
-        for_each(groups, parallel, |group| {
-            let (from, to) = (group * panels / groups, (group + 1) * panels / groups);
-            // SAFETY: groups differ in their panels, so no two write the same lanes or the same rows of a low side.
-            unsafe { chunk.pack(&thin, from, to, shared) };
-        });
+        if packs {
+            let shared = SharedSlice::new(&mut packed);
+            let panels = chunk.panel_count();
+            let groups = if parallel { panels.min(4 * rayon::current_num_threads()) } else { 1 };
+            for_each(groups, parallel, |group| {
+                let (from, to) = (group * panels / groups, (group + 1) * panels / groups);
+                // SAFETY: groups differ in their panels, so no two write the same lanes or the same rows of a low side.
+                unsafe { chunk.pack(&thin, from, to, shared) };
+            });
+        }
 
         let jobs = chunk.jobs(outputs, parallel);
         for_each(jobs.len(), parallel, |job| {
@@ -189,16 +193,20 @@ struct Areas {
     len: usize,
 }
 
+/// For each input its rows as lanes, and the lanes from one to the next, where they are read as they lie.
+type Lying<'a> = Vec<Option<(&'a [u32], usize)>>;
+
 impl Areas {
-    fn new(kernel: Kernel, inputs: &[Input<'_>], rows: usize) -> Self {
+    fn new(kernel: Kernel, inputs: &[Input<'_>], lying: &Lying<'_>, rows: usize) -> Self {
         let mut len = 0;
         let mut take = |depth| {
             let offset = len;
             len += left_len(kernel, rows, depth);
             offset
         };
-        let offsets = inputs.iter().map(|input| {
-            let depths = std::iter::once(input.depth).chain(input.factors.iter().map(|factor| factor.rank));
+        let offsets = inputs.iter().zip(lying).map(|(input, lying)| {
+            let own = if lying.is_some() { 0 } else { input.depth };
+            let depths = std::iter::once(own).chain(input.factors.iter().map(|factor| factor.rank));
             depths.map(&mut take).collect()
         });
         Self { offsets: offsets.collect(), len }
@@ -228,6 +236,7 @@ struct Origin {
 struct Chunk<'a> {
     kernel: Kernel,
     inputs: &'a [Input<'a>],
+    lying: &'a Lying<'a>,
     /// First row.
     start: usize,
     rows: usize,
@@ -235,6 +244,13 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
+    fn lying_side(&self, side: Side) -> Option<(&[u32], usize)> {
+        match side {
+            Side::Input(input) => self.lying[input],
+            Side::Low(..) => None,
+        }
+    }
+
     fn panel_count(&self) -> usize {
         left_panels(self.kernel, self.rows, 0).len()
     }
@@ -244,7 +260,8 @@ impl Chunk<'_> {
         left_panels(self.kernel, self.rows, depth).skip(from).take(to - from)
     }
 
-    /// Packs the panels `from..to` of every input, computes the low sides of their rows and packs them too.
+    /// Packs the panels `from..to` of every input that does not lie as tiles read it, computes the low sides of their rows
+    /// and packs them.
     ///
     /// # Safety
     /// Nobody else touches these panels' lanes of `packed`, nor these rows of the low sides.
@@ -252,14 +269,21 @@ impl Chunk<'_> {
         let Some((first, last)) = self.row_range(from, to) else { return };
         let whole = Origin { first: self.start, skipped: 0 };
         for (i, input) in self.inputs.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            let lanes = unsafe { self.pack_side(&input.left, whole, Side::Input(i), from..to, packed) };
+            let (left, layout) = match self.lying[i] {
+                Some((rows, stride)) => (&rows[(self.start + first) * stride..], LeftLayout::Rows(stride)),
+                None => {
+                    let step = self.kernel.depth_lanes(input.depth) * self.kernel.left_stride();
+                    // SAFETY: the caller's promise.
+                    let panels = unsafe { self.pack_side(&input.left, whole, Side::Input(i), from..to, packed) };
+                    (panels, LeftLayout::Panels(step))
+                }
+            };
             if input.factors.is_empty() {
                 continue;
             }
             let ranks = input.ranks();
             let mut low = Scratch::<f32>::take((last - first) * ranks);
-            self.multiply_thin(lanes, &thin[i], input.depth, (from, to), &mut low);
+            self.multiply_thin((left, layout), &thin[i], input.depth, (from, to), &mut low);
             let mut skipped = 0;
             for (f, factor) in input.factors.iter().enumerate() {
                 let rank = factor.rank;
@@ -279,20 +303,26 @@ impl Chunk<'_> {
         }
     }
 
-    /// Multiplies the panels `from..to` of an input, `lanes`, by the right sides of its factors, into `low`
+    /// Multiplies the rows of the panels `from..to` of an input by the right sides of its factors, into `low`
     /// `[rows of the panels, Σ ranks]`.
-    fn multiply_thin(&self, lanes: &[u32], thin: &Right, depth: usize, (from, to): (usize, usize), low: &mut [f32]) {
+    fn multiply_thin(
+        &self,
+        (left, layout): (&[u32], LeftLayout),
+        thin: &Right,
+        depth: usize,
+        (from, to): (usize, usize),
+        low: &mut [f32],
+    ) {
         let kernel = self.kernel;
         let ranks = thin.columns;
         let output = SharedSlice::new(low);
         let target = Target { output, offset: 0, stride: ranks, scale: 1.0, base: TargetBase::Zero };
         let first = self.panels(0, from, to).next().map_or(0, |panel| panel.start);
         let lanes_deep = kernel.depth_lanes(depth);
-        let left_step = lanes_deep * kernel.left_stride();
         let part = Part {
             depth: lanes_deep,
-            left: lanes[..(to - from) * left_step].as_ptr(),
-            left_step,
+            left: left.as_ptr(),
+            layout,
             right: thin.lanes.as_ptr(),
             right_step: lanes_deep * kernel.columns(),
         };
@@ -419,12 +449,18 @@ impl Job {
             parts.clear();
             parts.extend(block.pieces.iter().map(|piece| {
                 let depth = kernel.depth_lanes(piece.depth.len());
-                let left_step = kernel.depth_lanes(depth_of(chunk.inputs, piece.side)) * kernel.left_stride();
-                let skipped = kernel.depth_lanes(piece.depth.start) * kernel.left_stride();
-                let left = &packed[chunk.areas.offset(piece.side)..][from * left_step..to * left_step];
+                let skipped = kernel.depth_lanes(piece.depth.start);
+                let (left, layout) = match chunk.lying_side(piece.side) {
+                    Some((rows, stride)) => (&rows[chunk.start * stride + skipped..], LeftLayout::Rows(stride)),
+                    None => {
+                        let step = kernel.depth_lanes(depth_of(chunk.inputs, piece.side)) * kernel.left_stride();
+                        let panels = &packed[chunk.areas.offset(piece.side)..][from * step..to * step];
+                        (&panels[skipped * kernel.left_stride()..], LeftLayout::Panels(step))
+                    }
+                };
                 let right_step = depth * kernel.columns();
                 let right = &expanded[piece.offset..][..right_len(kernel, columns, piece.depth.len())];
-                Part { depth, left: left[skipped..].as_ptr(), left_step, right: right.as_ptr(), right_step }
+                Part { depth, left: left.as_ptr(), layout, right: right.as_ptr(), right_step }
             }));
             let is_last = b + 1 == blocks.len();
             for (i, rows) in chunk.panels(0, from, to).enumerate() {
@@ -442,6 +478,7 @@ impl Job {
                             kernel.run(&Tile {
                                 parts: &parts,
                                 panels: (i, j),
+                                first_row: rows.start,
                                 initial,
                                 output,
                                 output_stride: JOB_COLUMNS,

@@ -19,17 +19,35 @@ pub(crate) enum Base {
     Output,
 }
 
-/// One term of the sums of many tiles: packed left panels by packed right panels.
+/// One term of the sums of many tiles: a left side by packed right panels.
 #[derive(Clone, Copy)]
 pub(crate) struct Part {
     /// Lanes along the depth.
     pub(crate) depth: usize,
-    /// Panels of `[depth, Kernel::left_stride]`, `left_step` lanes apart.
     pub(crate) left: *const u32,
-    pub(crate) left_step: usize,
+    pub(crate) layout: LeftLayout,
     /// Panels of `[depth, vectors · Kernel::lanes]`, `right_step` lanes apart.
     pub(crate) right: *const u32,
     pub(crate) right_step: usize,
+}
+
+/// How a left side lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LeftLayout {
+    /// Panels of `[depth, Kernel::left_stride]`, so many lanes apart.
+    Panels(usize),
+    /// Rows, so many lanes apart, as [`Kernel::reads_rows`] can read.
+    Rows(usize),
+}
+
+impl LeftLayout {
+    /// Lanes from one panel to the next.
+    pub(super) fn panel_step(self) -> usize {
+        match self {
+            Self::Panels(step) => step,
+            Self::Rows(_) => unreachable!("a kernel that reads panels got rows"),
+        }
+    }
 }
 
 /// Sums that an earlier part of the depth has come to.
@@ -46,6 +64,8 @@ pub(crate) struct Tile<'a, E> {
     pub(crate) parts: &'a [Part],
     /// Which left and which right panel of every part.
     pub(crate) panels: (usize, usize),
+    /// The tile's first row, for left sides that lie in rows.
+    pub(crate) first_row: usize,
     pub(crate) initial: Option<Initial>,
     pub(crate) output: *mut E,
     pub(crate) output_stride: usize,
@@ -60,10 +80,13 @@ pub(crate) struct Tile<'a, E> {
 }
 
 impl<E> Tile<'_, E> {
-    /// Where the tile's panels of a part start.
+    /// Where the tile's left side and right panel of a part start.
     #[inline(always)]
-    pub(super) fn panels_of(&self, part: &Part) -> (*const f32, *const f32) {
-        let left = part.left.wrapping_add(self.panels.0 * part.left_step);
+    pub(super) fn sides_of(&self, part: &Part) -> (*const f32, *const f32) {
+        let left = part.left.wrapping_add(match part.layout {
+            LeftLayout::Panels(step) => self.panels.0 * step,
+            LeftLayout::Rows(stride) => self.first_row * stride,
+        });
         let right = part.right.wrapping_add(self.panels.1 * part.right_step);
         (left.cast(), right.cast())
     }
@@ -126,6 +149,11 @@ impl Kernel {
     /// Lanes from one depth step to the next in a left panel: `rows`, rounded up so that panels are packed in eights.
     pub(crate) fn left_stride(self) -> usize {
         self.rows().next_multiple_of(8)
+    }
+
+    /// Whether a left side may lie in rows of lanes, instead of panels.
+    pub(crate) fn reads_rows(self) -> bool {
+        self.path == Path::Avx512Bf16
     }
 
     /// Computes one tile.

@@ -28,7 +28,7 @@ pub(crate) use pack::{Across, Operand, Plain, Rows, Strided, read_row_by_row, ro
 use crate::element::Element;
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
-use micro::{Part, Tile};
+use micro::{LeftLayout, Part, Tile};
 use pack::{Panel, left_len, left_panels, right_len, right_panels};
 
 /// Extents of a product: `[rows, depth] · [depth, columns]`.
@@ -111,6 +111,7 @@ impl<'a, E: Element> Target<'a, E> {
         Tile {
             parts,
             panels,
+            first_row: rows.start,
             initial: None,
             output: self.output.at(self.offset + rows.start * self.stride + columns.start),
             output_stride: self.stride,
@@ -188,7 +189,7 @@ pub(crate) unsafe fn multiply<E: Element>(
     let part = Part {
         depth: lanes,
         left: left.lanes.as_ptr(),
-        left_step: lanes * kernel.left_stride(),
+        layout: LeftLayout::Panels(lanes * kernel.left_stride()),
         right: right.lanes.as_ptr(),
         right_step: kernel.depth_lanes(right.depth) * kernel.columns(),
     };

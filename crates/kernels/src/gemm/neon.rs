@@ -44,7 +44,7 @@ unsafe fn multiply<const ROWS: usize, const REGISTERS: usize, const COLUMNS: usi
         }
     }
     for part in tile.parts {
-        let (mut left, mut right) = tile.panels_of(part);
+        let (mut left, mut right) = tile.sides_of(part);
         for _ in 0..part.depth {
             // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes.
             let rows = unsafe { [vld1q_f32(left), vld1q_f32(left.add(LANES))] };

@@ -16,6 +16,9 @@ const STRETCH: usize = 1024;
 /// Lanes of a cache line. Rows being transposed lie an odd number of lines apart, lest they all fall in one cache set.
 const LINE_LANES: usize = 16;
 
+/// Rows that are a multiple of this apart fall into no more than two sets of a first-level cache of 32 KiB.
+const ALIASING_BYTES: usize = 2048;
+
 /// Rows that are fetched ahead of the one that is read: pieces of rows lie too far apart for the processor to do it.
 const ROWS_AHEAD: usize = 16;
 /// Rows of which pieces are read in one call where their columns run across the lanes; even.
@@ -134,6 +137,19 @@ impl Operand<'_> {
             Across::Rows => panels.for_each(|panel| self.pack_rows(kernel, first, panel, depth.clone(), to)),
             Across::Columns => self.pack_columns(kernel, first, &panels.collect::<Vec<_>>(), depth, to),
         }
+    }
+
+    /// The first `rows` rows as lanes of the kernel, and the lanes from one to the next, where tiles can read them as they
+    /// lie.
+    pub(crate) fn lying(&self, kernel: Kernel, rows: usize, depth: usize) -> Option<(&[u32], usize)> {
+        if self.across != Across::Rows || !kernel.reads_rows() {
+            return None;
+        }
+        let (lanes, stride) = self.source.plain()?.lanes(kernel, depth)?;
+        // Rows so far apart would push each other out of the first-level cache.
+        let aliased = (stride * size_of::<u32>()).is_multiple_of(ALIASING_BYTES);
+        let len = (rows - 1) * stride + kernel.depth_lanes(depth);
+        (!aliased).then(|| (&lanes[..len], stride))
     }
 
     fn pack_rows(&self, kernel: Kernel, first: usize, panel: Panel, depth: Range<usize>, to: &mut [u32]) {
@@ -294,29 +310,31 @@ impl<'a> Plain<'a> {
         }
     }
 
-    /// The columns `stretch` of a group of rows from `row` as lanes, and the lanes between rows; if they lie in memory as
-    /// the kernel's lanes do. Where a panel ends within the group, the rows below it come along if they exist.
-    fn lanes_of_group(self, kernel: Kernel, row: usize, stretch: Range<usize>) -> Option<(&'a [u32], usize)> {
-        let (from, stride) = match self {
-            Plain::F32(plain) if !kernel.pairs() => {
-                let len = (GROUP - 1) * plain.row_stride + stretch.len();
-                (plain.lanes(row, stretch.start, len), plain.row_stride)
-            }
+    /// All of it as lanes of the kernel, and the lanes from row to row; if it lies in memory as they do, `depth` elements a
+    /// row.
+    fn lanes(self, kernel: Kernel, depth: usize) -> Option<(&'a [u32], usize)> {
+        match self {
+            Plain::F32(plain) if !kernel.pairs() => Some((plain.lanes(0, 0, plain.data.len()), plain.row_stride)),
             Plain::Bf16(plain) if kernel.pairs() => {
-                let even = plain.row_stride.is_multiple_of(2) && stretch.len().is_multiple_of(2);
-                let from = &plain.data[plain.data.len().min(row * plain.row_stride + stretch.start)..];
-                if !even || !from.as_ptr().cast::<u32>().is_aligned() {
+                let even = plain.row_stride.is_multiple_of(2) && depth.is_multiple_of(2);
+                if !even || !plain.data.as_ptr().cast::<u32>().is_aligned() {
                     return None;
                 }
                 // SAFETY: aligned as checked; two halves make a lane, every bit pattern is valid in both.
-                let lanes = unsafe { std::slice::from_raw_parts(from.as_ptr().cast::<u32>(), from.len() / 2) };
-                let len = (GROUP - 1) * plain.row_stride / 2 + stretch.len() / 2;
-                (&lanes[..lanes.len().min(len)], plain.row_stride / 2)
+                let lanes = unsafe { std::slice::from_raw_parts(plain.data.as_ptr().cast(), plain.data.len() / 2) };
+                Some((lanes, plain.row_stride / 2))
             }
-            _ => return None,
-        };
-        let lanes = kernel.depth_lanes(stretch.len());
-        (from.len() == (GROUP - 1) * stride + lanes).then_some((from, stride))
+            _ => None,
+        }
+    }
+
+    /// The columns `stretch` of a group of rows from `row` as lanes, and the lanes between rows; if they lie in memory as
+    /// the kernel's lanes do. Where a panel ends within the group, the rows below it come along if they exist.
+    fn lanes_of_group(self, kernel: Kernel, row: usize, stretch: Range<usize>) -> Option<(&'a [u32], usize)> {
+        let (all, stride) = self.lanes(kernel, stretch.len())?;
+        let start = row * stride + kernel.depth_lanes(stretch.start);
+        let len = (GROUP - 1) * stride + kernel.depth_lanes(stretch.len());
+        Some((all.get(start..start + len)?, stride))
     }
 }
 

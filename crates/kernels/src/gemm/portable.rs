@@ -43,7 +43,7 @@ unsafe fn multiply<const ROWS: usize, E: Element>(tile: &Tile<'_, E>, skipped: u
         }
     }
     for part in tile.parts {
-        let (mut left, right) = tile.panels_of(part);
+        let (mut left, right) = tile.sides_of(part);
         let mut right = right.wrapping_add(skipped);
         for _ in 0..part.depth {
             // SAFETY: the right panel holds `depth` rows with LANES lanes from here, the left one `depth` rows of
