@@ -2,7 +2,7 @@
 //!
 //! `crates/model/tests/mutations.rs` runs the same functions on the stable toolchain over mutations of the same seeds.
 
-use fedpipe_model::data::{COMPRESSIONS, ChatTemplate, Columns, EXTENSIONS, Message, read};
+use fedpipe_model::data::{COMPRESSIONS, ChatTemplate, Columns, EXTENSIONS, Message, has_answer, read};
 use fedpipe_model::io::{GgufFile, WeightSource, read_adapter};
 use std::path::Path;
 
@@ -52,4 +52,13 @@ pub fn data(folder: &Path, bytes: &[u8]) {
     let path = folder.join(name);
     std::fs::write(&path, content).expect("a writable folder");
     let _ = read(&path, &Columns::default());
+    let questions = Columns {
+        second: Some("context".into()),
+        label: Some("answers".into()),
+        structured: true,
+        ..Columns::of_text("question")
+    };
+    for example in read(&path, &questions).unwrap_or_default() {
+        let _ = has_answer(&example);
+    }
 }

@@ -47,7 +47,7 @@ pub fn answers(
     };
     let found = Reader { questions, unanswerable }.read(encoder, adapter, data)?;
     let texts = |(found, _): &(Scored, f64)| Answer {
-        text: questions.text(found.span).to_string(),
+        text: questions.text(found.span).trim().to_string(),
         probability: found.probability,
     };
     Ok(found.iter().map(texts).collect())
