@@ -35,6 +35,6 @@ for target in "${targets[@]}"; do
     [ "$target" = gguf ] && seeds=crates/testkit/fixtures/gguf
     # A leak is found by a long run's memory, not by the exit: the thread pool and the tables live to the end.
     TMPDIR=$folder ASAN_OPTIONS=detect_leaks=0 "$build/$host/release/$target" -max_total_time="$seconds" -timeout=20 \
-        -rss_limit_mb=2048 -malloc_limit_mb=512 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$target/" \
+        -rss_limit_mb=2048 -malloc_limit_mb=512 -verbosity=0 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$target/" \
         "fuzz/corpus/$target" "$seeds"
 done

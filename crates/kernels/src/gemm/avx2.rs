@@ -5,12 +5,14 @@ use std::arch::x86_64::{
     _mm256_storeu_ps,
 };
 
-use super::micro::{Initial, Tile};
+use super::micro::{Initial, LeftLayout, Tile};
 use super::portable::write;
 use crate::element::Element;
 
 const LANES: usize = 8;
 const LEFT_STRIDE: usize = 8;
+/// Lanes of a cache line.
+const LINE_LANES: usize = 16;
 
 /// # Safety
 /// As `Kernel::run`, on a processor with AVX2 and FMA.
@@ -45,27 +47,33 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
         }
     }
     for part in tile.parts {
-        let (mut left, mut right) = tile.sides_of(part);
-        let ahead = part.layout.panel_step();
-        for _ in 0..part.depth {
-            let mut columns = [_mm256_setzero_ps(); VECTORS];
-            for (v, column) in columns.iter_mut().enumerate() {
-                // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
-                *column = unsafe { _mm256_loadu_ps(right.add(v * LANES)) };
-            }
-            for (i, row) in sums.iter_mut().enumerate() {
-                // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes, ROWS of them filled.
-                let broadcast = _mm256_broadcast_ss(unsafe { &*left.add(i) });
-                for (sum, &column) in row.iter_mut().zip(&columns) {
-                    *sum = _mm256_fmadd_ps(broadcast, column, *sum);
+        let (left, mut right) = tile.sides_of(part);
+        // As in the kernel of AVX-512.
+        macro_rules! accumulate {
+            ($lane:expr, $ahead:expr) => {
+                for p in 0..part.depth {
+                    let mut columns = [_mm256_setzero_ps(); VECTORS];
+                    for (v, column) in columns.iter_mut().enumerate() {
+                        // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
+                        *column = unsafe { _mm256_loadu_ps(right.add(v * LANES)) };
+                    }
+                    for (i, row) in sums.iter_mut().enumerate() {
+                        // SAFETY: the left side holds `depth` lanes of ROWS rows.
+                        let broadcast = _mm256_broadcast_ss(unsafe { &*left.add($lane(i, p)) });
+                        for (sum, &column) in row.iter_mut().zip(&columns) {
+                            *sum = _mm256_fmadd_ps(broadcast, column, *sum);
+                        }
+                    }
+                    _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add($ahead(p)).cast());
+                    // SAFETY: at most the end of the panel.
+                    right = unsafe { right.add(VECTORS * LANES) };
                 }
-            }
-            // The next left panel comes from afar; behind the last there is nothing to read, which is allowed.
-            _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add(ahead).cast());
-            // SAFETY: at most the end of the panels.
-            unsafe {
-                left = left.add(LEFT_STRIDE);
-                right = right.add(VECTORS * LANES);
+            };
+        }
+        match part.layout {
+            LeftLayout::Panels(step) => accumulate!(|i, p| p * LEFT_STRIDE + i, |p| p * LEFT_STRIDE + step),
+            LeftLayout::Rows(stride) => {
+                accumulate!(|i, p| i * stride + p, |p| (ROWS + p % LINE_LANES) * stride + p / LINE_LANES * LINE_LANES);
             }
         }
     }

@@ -40,16 +40,6 @@ pub(crate) enum LeftLayout {
     Rows(usize),
 }
 
-impl LeftLayout {
-    /// Lanes from one panel to the next.
-    pub(super) fn panel_step(self) -> usize {
-        match self {
-            Self::Panels(step) => step,
-            Self::Rows(_) => unreachable!("a kernel that reads panels got rows"),
-        }
-    }
-}
-
 /// Sums that an earlier part of the depth has come to.
 #[derive(Clone, Copy)]
 pub(crate) struct Initial {
@@ -153,7 +143,7 @@ impl Kernel {
 
     /// Whether a left side may lie in rows of lanes, instead of panels.
     pub(crate) fn reads_rows(self) -> bool {
-        self.path == Path::Avx512Bf16
+        matches!(self.path, Path::Avx512Bf16 | Path::Avx2)
     }
 
     /// Computes one tile.
