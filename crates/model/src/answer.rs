@@ -42,9 +42,7 @@ pub fn answers(
     data: &Dataset,
     unanswerable: bool,
 ) -> Result<Vec<Answer>, Error> {
-    let Targets::Spans(Spans { questions: Some(questions), .. }) = &data.targets else {
-        return Err(Error::Misfit("the texts are no questions whose answers can be read".into()));
-    };
+    let questions = questions_of(data)?;
     let found = Reader { questions, unanswerable }.read(encoder, adapter, data)?;
     let texts = |(found, _): &(Scored, f64)| Answer {
         text: questions.text(found.span).trim().to_string(),
@@ -55,9 +53,7 @@ pub fn answers(
 
 /// Exact match and F1 of the answers, and the mean cross-entropy over all windows.
 pub(crate) fn answered(encoder: &dyn Backbone, adapter: &Adapter, data: &Dataset) -> Result<Metrics, Error> {
-    let Targets::Spans(Spans { questions: Some(questions), .. }) = &data.targets else {
-        return Err(Error::Misfit("the texts are no questions whose answers can be read".into()));
-    };
+    let questions = questions_of(data)?;
     // As SQuAD's version 2: where some question has no answer, that is an answer.
     let unanswerable = questions.iter().any(|question| question.answers.is_empty());
     let found = Reader { questions, unanswerable }.read(encoder, adapter, data)?;
@@ -79,6 +75,13 @@ pub(crate) fn answered(encoder: &dyn Backbone, adapter: &Adapter, data: &Dataset
     })
 }
 
+fn questions_of(data: &Dataset) -> Result<&Questions, Error> {
+    match &data.targets {
+        Targets::Spans(Spans { questions: Some(questions), .. }) => Ok(questions),
+        _ => Err(Error::Misfit("the texts are no questions whose answers can be read".into())),
+    }
+}
+
 struct Reader<'a> {
     questions: &'a Questions,
     unanswerable: bool,
@@ -90,8 +93,7 @@ impl Reader<'_> {
         let Targets::Spans(spans) = &data.targets else { return Ok(vec![]) };
         let adapters = Adapters::constant(adapter);
         let mut parameters = Parameters::default();
-        let head = adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
-        let head = SPAN.parameters(&head)?;
+        let head = SPAN.parameters(&parameters.add_head(&adapter.head))?;
         let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
         let indices: Vec<usize> = (0..data.len()).collect();
         let mut windows = Vec::with_capacity(data.len());

@@ -11,7 +11,6 @@ use crate::ops::{HeadTargets, Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
 use crate::task::Objective;
 use fedpipe_core::{Adapter, Metrics};
-use std::collections::BTreeMap;
 
 /// Texts in a forward pass.
 pub(crate) const BATCH: usize = 32;
@@ -39,9 +38,7 @@ pub fn logits(
 ) -> Result<Vec<Vec<f32>>, Error> {
     let adapters = Adapters::constant(adapter);
     let mut parameters = Parameters::default();
-    let values: BTreeMap<_, _> =
-        adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
-    let head = head.parameters(&values)?;
+    let head = head.parameters(&parameters.add_head(&adapter.head))?;
     let classes = parameters.get(head.output.weight).rows();
     let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
     let indices: Vec<usize> = (0..data.len()).collect();
@@ -122,8 +119,7 @@ pub(crate) fn loss_of(
     data: &Dataset,
 ) -> Result<TokenLoss, Error> {
     let (adapters, mut parameters) = (Adapters::constant(adapter), Parameters::default());
-    let head = adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
-    let loss = objective.loss(&head)?;
+    let loss = objective.loss(&parameters.add_head(&adapter.head))?;
     let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
     let indices: Vec<usize> = (0..data.len()).collect();
     let mut total = TokenLoss::default();

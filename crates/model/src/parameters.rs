@@ -1,6 +1,7 @@
 //! What trains, and its gradients.
 
-use fedpipe_core::Matrix;
+use fedpipe_core::{Head, Matrix};
+use std::collections::BTreeMap;
 
 /// One trained matrix of [`Parameters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,11 @@ impl Parameters {
     pub fn add(&mut self, values: Matrix) -> ParameterId {
         self.values.push(values);
         ParameterId(self.values.len() - 1)
+    }
+
+    /// Takes an adapter's head in, by the names of its tensors.
+    pub fn add_head(&mut self, head: &Head) -> BTreeMap<String, ParameterId> {
+        head.iter().map(|(name, values)| (name.clone(), self.add(values.clone()))).collect()
     }
 
     /// The values as they are now.

@@ -5,14 +5,12 @@ use std::arch::x86_64::{
     _mm256_storeu_ps,
 };
 
-use super::micro::{Initial, LeftLayout, Tile};
+use super::micro::{Initial, LeftLayout, Tile, by_layout};
 use super::portable::write;
 use crate::element::Element;
 
 const LANES: usize = 8;
 const LEFT_STRIDE: usize = 8;
-/// Lanes of a cache line.
-const LINE_LANES: usize = 16;
 
 /// # Safety
 /// As `Kernel::run`, on a processor with AVX2 and FMA.
@@ -48,7 +46,6 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
     }
     for part in tile.parts {
         let (left, mut right) = tile.sides_of(part);
-        // As in the kernel of AVX-512.
         macro_rules! accumulate {
             ($lane:expr, $ahead:expr) => {
                 for p in 0..part.depth {
@@ -70,12 +67,7 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
                 }
             };
         }
-        match part.layout {
-            LeftLayout::Panels(step) => accumulate!(|i, p| p * LEFT_STRIDE + i, |p| p * LEFT_STRIDE + step),
-            LeftLayout::Rows(stride) => {
-                accumulate!(|i, p| i * stride + p, |p| (ROWS + p % LINE_LANES) * stride + p / LINE_LANES * LINE_LANES);
-            }
-        }
+        by_layout!(part.layout, ROWS, LEFT_STRIDE, accumulate);
     }
     let mut plain = [[0f32; COLUMNS]; ROWS];
     for (row, to) in sums.iter().zip(&mut plain) {

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::micro::{Base, Initial, LeftLayout, Tile};
+use super::micro::{Base, Initial, LeftLayout, Tile, by_layout};
 use crate::element::Element;
 
 const LANES: usize = 16;
@@ -50,7 +50,6 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E
     }
     for part in tile.parts {
         let (left, mut right) = tile.sides_of(part);
-        // What the two layouts share: lane `p` of every row, and what to bring along for the next rows.
         macro_rules! accumulate {
             ($lane:expr, $ahead:expr) => {
                 for p in 0..part.depth {
@@ -73,13 +72,7 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E
                 }
             };
         }
-        match part.layout {
-            LeftLayout::Panels(step) => accumulate!(|i, p| p * LEFT_STRIDE + i, |p| p * LEFT_STRIDE + step),
-            // A line of one of the next rows for each lane, so that all have come after a line's worth of lanes.
-            LeftLayout::Rows(stride) => {
-                accumulate!(|i, p| i * stride + p, |p| (ROWS + p % LANES) * stride + p / LANES * LANES);
-            }
-        }
+        by_layout!(part.layout, ROWS, LEFT_STRIDE, accumulate);
     }
 
     let scale = _mm512_set1_ps(tile.scale);

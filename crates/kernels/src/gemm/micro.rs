@@ -40,6 +40,24 @@ pub(crate) enum LeftLayout {
     Rows(usize),
 }
 
+/// Runs a kernel's loop over the lanes `p` of a part, `$accumulate!(lane, ahead)`, for either layout of the left side: lane
+/// `p` of row `i` is `lane(i, p)`, and what the next rows need comes along from `ahead(p)`. Of rows that is a line of one of
+/// them for each lane, so that all have come after a line's worth of lanes.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_layout {
+    ($layout:expr, $rows:expr, $left_stride:expr, $accumulate:ident) => {{
+        use crate::gemm::pack::LINE_LANES;
+        match $layout {
+            LeftLayout::Panels(step) => $accumulate!(|i, p| p * $left_stride + i, |p| p * $left_stride + step),
+            LeftLayout::Rows(stride) => $accumulate!(|i, p| i * stride + p, |p| {
+                ($rows + p % LINE_LANES) * stride + p / LINE_LANES * LINE_LANES
+            }),
+        }
+    }};
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use by_layout;
+
 /// Sums that an earlier part of the depth has come to.
 #[derive(Clone, Copy)]
 pub(crate) struct Initial {

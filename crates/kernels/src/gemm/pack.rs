@@ -14,7 +14,7 @@ use crate::scratch::Scratch;
 /// Most elements of a row that are read at once while transposing: eight of them stay in the second-level cache.
 const STRETCH: usize = 1024;
 /// Lanes of a cache line. Rows being transposed lie an odd number of lines apart, lest they all fall in one cache set.
-const LINE_LANES: usize = 16;
+pub(super) const LINE_LANES: usize = 16;
 
 /// Rows that are a multiple of this apart fall into no more than two sets of a first-level cache of 32 KiB.
 const ALIASING_BYTES: usize = 2048;

@@ -99,7 +99,7 @@ impl Trainable {
             (id.clone(), Trained { a, b: parameters.add(low_rank.b().clone()) })
         });
         let factors = factors.collect();
-        let head = adapter.head.iter().map(|(name, values)| (name.clone(), parameters.add(values.clone()))).collect();
+        let head = parameters.add_head(&adapter.head);
         Self { parameters, scaling: adapter.scaling, factors, head }
     }
 

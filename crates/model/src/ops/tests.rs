@@ -258,18 +258,7 @@ proptest! {
                 output: layer(inner.map_or(hidden, |(width, _)| width), classes, 8),
             };
             let labels: Vec<u32> = (0..sequences as u32).map(|i| i * 7 % classes as u32).collect();
-            let of = |kind| {
-                let mut gradients = Gradients::new(&parameters);
-                let none = Adapters::none();
-                let mut ops = Workspace::new(kind, format, false).ops(&parameters, &none, Pass::Training).unwrap();
-                let x = ops.leaf(ids[0]).unwrap();
-                let found = ops.classify(&x, head, HeadTargets::Classes(&labels)).unwrap();
-                ops.backward(&mut gradients).unwrap();
-                let mut all = vec![found.logits, vec![found.loss.unwrap() as f32]];
-                all.extend(parameters.iter().map(|(id, _)| gradients.get(id).unwrap().to_vec()));
-                all
-            };
-            assert_close(&of(OpsKind::Reference), &of(OpsKind::Fast), tolerance);
+            check_head(&parameters, ids[0], head, HeadTargets::Classes(&labels), format, tolerance);
         }
     }
 
@@ -283,19 +272,8 @@ proptest! {
             let head = ClassifierHead::linear(parameters.add(matrix(2, hidden, 3)), Some(parameters.add(matrix(1, 2, 4))));
             let ends = |&length: &usize| [(at % length) as u32, (at / 7 % length) as u32];
             let (offsets, places) = (offsets(&lengths), lengths.iter().map(ends).collect::<Vec<_>>());
-            let of = |kind| {
-                let mut gradients = Gradients::new(&parameters);
-                let none = Adapters::none();
-                let mut ops = Workspace::new(kind, format, false).ops(&parameters, &none, Pass::Training).unwrap();
-                let x = ops.leaf(ids[0]).unwrap();
-                let targets = HeadTargets::Spans { offsets: &offsets, places: &places };
-                let found = ops.classify(&x, head, targets).unwrap();
-                ops.backward(&mut gradients).unwrap();
-                let mut all = vec![found.logits, vec![found.loss.unwrap() as f32]];
-                all.extend(parameters.iter().map(|(id, _)| gradients.get(id).unwrap().to_vec()));
-                all
-            };
-            assert_close(&of(OpsKind::Reference), &of(OpsKind::Fast), tolerance);
+            let targets = HeadTargets::Spans { offsets: &offsets, places: &places };
+            check_head(&parameters, ids[0], head, targets, format, tolerance);
         }
     }
 
@@ -423,6 +401,29 @@ fn a_recomputed_block_gives_the_same_bits() {
         let [kept, again] = [false, true].map(|recompute| run(case, &Workspace::new(OpsKind::Fast, format, recompute)));
         assert!(kept == again && kept[1].iter().any(|g| *g != 0.0));
     }
+}
+
+/// Both kinds of operations: logits of a head over the parameter `x`, their loss, and the gradient of every parameter.
+fn check_head(
+    parameters: &Parameters,
+    x: ParameterId,
+    head: ClassifierHead,
+    targets: HeadTargets<'_>,
+    format: BaseFormat,
+    tolerance: f32,
+) {
+    let of = |kind| {
+        let mut gradients = Gradients::new(parameters);
+        let none = Adapters::none();
+        let mut ops = Workspace::new(kind, format, false).ops(parameters, &none, Pass::Training).unwrap();
+        let x = ops.leaf(x).unwrap();
+        let found = ops.classify(&x, head, targets).unwrap();
+        ops.backward(&mut gradients).unwrap();
+        let mut all = vec![found.logits, vec![found.loss.unwrap() as f32]];
+        all.extend(parameters.iter().map(|(id, _)| gradients.get(id).unwrap().to_vec()));
+        all
+    };
+    assert_close(&of(OpsKind::Reference), &of(OpsKind::Fast), tolerance);
 }
 
 /// By hand: logits (0, ln 3), label 0 costs ln 4, label 1 costs ln(4/3); d/dbias is the sum of (softmax − one-hot)/2.
