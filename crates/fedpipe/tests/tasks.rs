@@ -207,6 +207,8 @@ fn questions_about_passages() {
     );
     assert_eq!(report.matches("\nadapted ").count(), 2, "{report}");
 
+    let refused = world.refuse(&["predict", "runs/a", "--text", "w4 w5"]);
+    assert!(refused.contains("--text and --text-pair"), "{refused}");
     let config = world.json("runs/a/adapter/adapter_config.json");
     assert_eq!(
         (&config["task_type"], &config["modules_to_save"]),

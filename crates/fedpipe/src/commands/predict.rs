@@ -40,15 +40,15 @@ pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
     }
     let limit = args.limit.unwrap_or(usize::MAX);
     let columns = Columns { label: None, ..super::evaluate::columns(&trained) };
+    if columns.second.is_some() && args.data.is_none() && args.text_pair.is_none() {
+        let what =
+            "pairs of texts, and questions with their passages, come from --data FILE, or --text and --text-pair";
+        return Err(AppError::user(what));
+    }
     let texts: Box<dyn Iterator<Item = Result<Text, AppError>>> = match (&args.text, &args.data) {
         (Some(text), _) => Box::new(std::iter::once(Ok((text.clone(), args.text_pair.clone())))),
         (None, Some(file)) => {
             Box::new(read(file, &columns)?.into_iter().map(|example| Ok((example.text, example.second))))
-        }
-        (None, None) if columns.second.is_some() => {
-            let what =
-                "pairs of texts, and questions with their passages, come from --data FILE, or --text and --text-pair";
-            return Err(AppError::user(what));
         }
         (None, None) => Box::new(lines().map(|line| Ok((line?, None)))),
     };
