@@ -74,9 +74,13 @@ MODELS = {
         transformers.LlamaConfig,
         {**SMALL, "num_hidden_layers": 1, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
     ),
-    "mistral": (transformers.MistralConfig, {**SMALL, "sliding_window": 24}),
+    # A window in every layer, and in the upper one only; some sequences are longer.
+    "mistral": (transformers.MistralConfig, {**SMALL, "sliding_window": 5}),
     "qwen2": (transformers.Qwen2Config, {**SMALL, "tie_word_embeddings": True}),
-    "qwen3": (transformers.Qwen3Config, {**SMALL, "head_dim": 8}),
+    "qwen3": (
+        transformers.Qwen3Config,
+        {**SMALL, "head_dim": 8, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
     "gpt2": (
         transformers.GPT2Config,
         {

@@ -10,7 +10,7 @@ mod limit;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use fedpipe_kernels::{AttentionShape, Element, Path, attention_backward, attention_forward};
+use fedpipe_kernels::{AttentionShape, Element, Mask, Path, attention_backward, attention_forward};
 use half::bf16;
 use limit::{Instruction, Limits};
 
@@ -51,7 +51,7 @@ fn main() {
 /// Measures one shape and prints its line.
 fn report<E: Element>(name: &str, lengths: &[usize], head_dim: usize, time: Duration) {
     let scale = (head_dim as f32).sqrt().recip();
-    let shape = AttentionShape { heads: HEADS, kv_heads: HEADS, head_dim, causal: false, scale };
+    let shape = AttentionShape { heads: HEADS, kv_heads: HEADS, head_dim, mask: Mask::Full, scale };
     let mut offsets = vec![0];
     offsets.extend(lengths.iter().scan(0, |end, length| {
         *end += length;

@@ -37,7 +37,7 @@ mod vector;
 pub use activation::Activation;
 pub use adamw::{AdamW, Parameter};
 pub use add::add_into;
-pub use attention::{AttentionShape, attention_backward, attention_forward};
+pub use attention::{AttentionShape, Mask, attention_backward, attention_forward};
 pub use codes::{CodeBook, pack_codes, unpack_codes};
 pub use cross_entropy::{IGNORED, TokenLoss, linear_cross_entropy};
 pub use dispatch::{PATH_VARIABLE, Path, PathError};

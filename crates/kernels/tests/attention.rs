@@ -3,7 +3,7 @@
 mod common;
 
 use common::{assert_same_bits_on_any_pool, paths, uniform};
-use fedpipe_kernels::{AttentionShape, Element, attention_backward, attention_forward};
+use fedpipe_kernels::{AttentionShape, Element, Mask, attention_backward, attention_forward};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -63,8 +63,12 @@ impl<E: Element> Batch<E> {
                 let inner = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
                 for i in queries[0]..queries[1] {
                     let q_i = query(i)..query(i) + dim;
-                    let later = if shape.causal { queries[1] - 1 - i } else { 0 };
-                    let seen = keys[0]..keys[1] - later;
+                    let end = || keys[1] - (queries[1] - 1 - i);
+                    let seen = match shape.mask {
+                        Mask::Full => keys[0]..keys[1],
+                        Mask::Causal => keys[0]..end(),
+                        Mask::Window(width) => keys[0].max(end().saturating_sub(width))..end(),
+                    };
                     let scores: Vec<f64> =
                         seen.clone().map(|j| scale * inner(&q[q_i.clone()], &k[key(j)..key(j) + dim])).collect();
                     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -116,8 +120,8 @@ fn widened<E: Element>(x: &[E]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x.to_f32())).collect()
 }
 
-fn shape(kv_heads: usize, group: usize, head_dim: usize, causal: bool) -> AttentionShape {
-    AttentionShape { heads: kv_heads * group, kv_heads, head_dim, causal, scale: (head_dim as f32).sqrt().recip() }
+fn shape(kv_heads: usize, group: usize, head_dim: usize, mask: Mask) -> AttentionShape {
+    AttentionShape { heads: kv_heads * group, kv_heads, head_dim, mask, scale: (head_dim as f32).sqrt().recip() }
 }
 
 /// As many queries as keys: training.
@@ -148,7 +152,7 @@ proptest! {
         lengths in prop::collection::vec(lengths(false), 0..5),
         kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..80, seed in 0u64..1000,
     ) {
-        check(shape(kv_heads, group, head_dim, false), &lengths, seed);
+        check(shape(kv_heads, group, head_dim, Mask::Full), &lengths, seed);
     }
 
     #[test]
@@ -156,14 +160,22 @@ proptest! {
         lengths in prop::collection::vec(lengths(true), 0..5),
         kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..80, seed in 0u64..1000,
     ) {
-        check(shape(kv_heads, group, head_dim, true), &lengths, seed);
+        check(shape(kv_heads, group, head_dim, Mask::Causal), &lengths, seed);
+    }
+
+    #[test]
+    fn windows_match_f64(
+        lengths in prop::collection::vec(lengths(true), 0..5), width in 1usize..100,
+        kv_heads in 1usize..3, group in 1usize..4, head_dim in 1usize..80, seed in 0u64..1000,
+    ) {
+        check(shape(kv_heads, group, head_dim, Mask::Window(width)), &lengths, seed);
     }
 }
 
 #[test]
 fn the_common_shapes_match_f64() {
-    for (head_dim, causal) in [(32, false), (64, true), (64, false)] {
-        check(shape(2, 1, head_dim, causal), &same([128, 1, 0, 256, 65]), 5);
+    for (head_dim, mask) in [(32, Mask::Full), (64, Mask::Causal), (64, Mask::Full), (64, Mask::Window(80))] {
+        check(shape(2, 1, head_dim, mask), &same([128, 1, 0, 256, 65]), 5);
     }
 }
 
@@ -171,18 +183,22 @@ fn the_common_shapes_match_f64() {
 fn the_edges_of_tiles_match_f64() {
     // Rows of a register tile and of a tile of scores, columns of one and of two vectors, and one beside each.
     for length in [1, 2, 13, 14, 15, 16, 17, 28, 29, 32, 33, 63, 64, 65, 66] {
-        check(shape(1, 1, 32, length % 2 == 0), &[(length, length), (1, length), (length, 67)], 7);
+        for mask in [if length % 2 == 0 { Mask::Causal } else { Mask::Full }, Mask::Window(length / 2 + 1)] {
+            check(shape(1, 1, 32, mask), &[(length, length), (1, length), (length, 67)], 7);
+        }
     }
 }
 
 #[test]
 fn a_sequence_of_many_tiles_matches_f64() {
-    check(shape(1, 1, 8, true), &[(1500, 1500), (3, 1100)], 6);
+    for mask in [Mask::Causal, Mask::Window(300), Mask::Window(usize::MAX)] {
+        check(shape(1, 1, 8, mask), &[(1500, 1500), (3, 1100)], 6);
+    }
 }
 
 #[test]
 fn gradients_match_finite_differences() {
-    let batch = Batch::<f32>::new(shape(1, 2, 3, true), &[(4, 4), (5, 7)], 9);
+    let batch = Batch::<f32>::new(shape(1, 2, 3, Mask::Window(4)), &[(4, 4), (5, 7)], 9);
     let loss = |q: &[f32], k: &[f32], v: &[f32]| {
         let (shape, queries, keys) = (batch.shape, batch.queries.clone(), batch.keys.clone());
         let (q, k, v, dout) = (q.to_vec(), k.to_vec(), v.to_vec(), batch.dout.clone());
@@ -208,8 +224,8 @@ fn gradients_match_finite_differences() {
 #[test]
 fn large_scores_do_not_overflow() {
     fn check<E: Element>() {
-        for causal in [false, true] {
-            let mut batch = Batch::<E>::new(shape(1, 1, 4, causal), &[(20, 20), (40, 50)], 1);
+        for mask in [Mask::Full, Mask::Causal, Mask::Window(9)] {
+            let mut batch = Batch::<E>::new(shape(1, 1, 4, mask), &[(20, 20), (40, 50)], 1);
             batch.q.iter_mut().for_each(|q| *q = E::from_f32(q.to_f32() * 1e4));
             for path in paths() {
                 for (name, values) in NAMES.iter().zip(path.scope(|| batch.run())) {
@@ -226,7 +242,7 @@ fn large_scores_do_not_overflow() {
 fn a_hidden_key_counts_for_nothing() {
     // All but the last query are blind to the last key, be its score ever so large.
     fn check<E: Element>() {
-        let mut batch = Batch::<E>::new(shape(1, 1, 4, true), &[(20, 33)], 3);
+        let mut batch = Batch::<E>::new(shape(1, 1, 4, Mask::Causal), &[(20, 33)], 3);
         let before = paths().map(|path| path.scope(|| batch.run())).collect::<Vec<_>>();
         let last = batch.k.len() - 4;
         batch.k[last..].fill(E::from_f32(1e4));
@@ -241,9 +257,23 @@ fn a_hidden_key_counts_for_nothing() {
 }
 
 #[test]
+fn a_window_as_wide_as_the_text_changes_no_bit() {
+    fn check<E: Element>() {
+        let lengths = [(70, 70), (1, 130), (5, 9)];
+        let [causal, window] =
+            [Mask::Causal, Mask::Window(130)].map(|mask| Batch::<E>::new(shape(2, 2, 32, mask), &lengths, 4));
+        for path in paths() {
+            assert!(path.scope(|| causal.run()) == path.scope(|| window.run()), "{path}");
+        }
+    }
+    check::<f32>();
+    check::<bf16>();
+}
+
+#[test]
 fn results_do_not_depend_on_the_threads() {
     fn check<E: Element>() {
-        let batch = Batch::<E>::new(shape(2, 2, 32, true), &same([70, 3, 130, 64, 0, 40]), 2);
+        let batch = Batch::<E>::new(shape(2, 2, 32, Mask::Causal), &same([70, 3, 130, 64, 0, 40]), 2);
         for path in paths() {
             assert_same_bits_on_any_pool(&format!("attention on {path}"), || path.scope(|| batch.run().concat()));
         }
@@ -255,7 +285,7 @@ fn results_do_not_depend_on_the_threads() {
 #[test]
 fn a_sequence_s_result_does_not_depend_on_the_batch() {
     fn check<E: Element>() {
-        let (shape, lengths) = (shape(2, 1, 32, false), [(30, 40), (65, 65), (1, 200)]);
+        let (shape, lengths) = (shape(2, 1, 32, Mask::Full), [(30, 40), (65, 65), (1, 200)]);
         let together = Batch::<E>::new(shape, &lengths, 8);
         let (from, to) = (together.queries[1] * 64, together.queries[2] * 64);
         let keys = together.keys[1] * 64..together.keys[2] * 64;
@@ -281,13 +311,13 @@ fn a_sequence_s_result_does_not_depend_on_the_batch() {
 #[test]
 #[should_panic(expected = "kv_heads divides heads")]
 fn a_wrong_shape_is_named() {
-    let shape = AttentionShape { heads: 3, kv_heads: 2, head_dim: 1, causal: false, scale: 1.0 };
+    let shape = AttentionShape { heads: 3, kv_heads: 2, head_dim: 1, mask: Mask::Full, scale: 1.0 };
     attention_forward::<f32>(&shape, &[0], &[0], &[], &[], &[], &mut [], &mut []);
 }
 
 #[test]
 #[should_panic(expected = "sequence 0 has 1 queries but no keys")]
 fn queries_without_keys_are_a_bug() {
-    let shape = shape(1, 1, 1, false);
+    let shape = shape(1, 1, 1, Mask::Full);
     attention_forward(&shape, &[0, 1], &[0, 0], &[0.0], &[], &[], &mut [0.0], &mut [0.0]);
 }

@@ -209,8 +209,22 @@ fn unsupported_configurations_are_refused_by_name() {
         ("llama", "hidden_size", (1u64 << 40).into(), "hidden_size is 1099511627776"),
         ("llama", "head_dim", 3.into(), "head_dim is 3"),
         ("llama", "rope_interleaved", true.into(), "rope_interleaved is true"),
-        ("qwen2", "layer_types", serde_json::json!(["linear_attention"]), "has \"linear_attention\""),
+        ("qwen2", "layer_types", serde_json::json!(["full_attention", "linear_attention"]), "has \"linear_attention\""),
         ("mistral", "sliding_window", 0.into(), "sliding_window is 0"),
+        (
+            "mistral",
+            "layer_types",
+            serde_json::json!(["full_attention", "full_attention"]),
+            "windows are in every layer",
+        ),
+        ("qwen3", "layer_types", serde_json::json!(["sliding_attention"]), "layer_types has 1 entries for 2 layers"),
+        ("qwen3", "use_sliding_window", false.into(), "has sliding_attention, but the model has no window"),
+        (
+            "llama",
+            "layer_types",
+            serde_json::json!(["sliding_attention", "sliding_attention"]),
+            "the model has no window",
+        ),
         ("qwen3", "head_dim", serde_json::Value::Null, "`head_dim` is missing"),
         ("gpt2", "activation_function", "relu".into(), "activation_function is \"relu\""),
         ("gpt2", "scale_attn_by_inverse_layer_idx", true.into(), "scale_attn_by_inverse_layer_idx is true"),
@@ -221,21 +235,6 @@ fn unsupported_configurations_are_refused_by_name() {
         assert!(message.contains(expected) && message.contains("config.json"), "{key}: {message}");
     }
     assert_eq!(refused("llama", "rope_parameters", serde_json::Value::Null), "");
-}
-
-/// Within its window a model with one computes what it would without; longer texts are not taken.
-#[test]
-fn a_window_bounds_the_length_of_texts() {
-    let base = BaseModel::open(&fixture("mistral")).unwrap();
-    assert_eq!(base.files().weights().config_usize("max_position_embeddings").unwrap(), 64);
-    assert_eq!(base.outline().max_positions, 24);
-    let model = base.encoder(BaseFormat::F32).unwrap();
-    let (parameters, none) = (Parameters::default(), Adapters::none());
-    let mut ops =
-        Workspace::new(OpsKind::Fast, BaseFormat::F32, false).ops(&parameters, &none, Pass::Inference).unwrap();
-    assert!(model.pooled(&mut *ops, &[1; 24], &vec![0, 24].into()).is_ok());
-    let error = model.pooled(&mut *ops, &[1; 25], &vec![0, 25].into()).unwrap_err().to_string();
-    assert!(error.contains("a sequence of 25 tokens; the model takes 24 at most"), "{error}");
 }
 
 /// Adapters that PEFT wrote: over linear layers, and over GPT-2's transposed ones.

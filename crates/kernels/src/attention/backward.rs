@@ -9,6 +9,7 @@ use crate::gemm::{
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
 use crate::vector::{dot, exp};
+use std::ops::Range;
 
 /// The gradients of [`attention_forward`](crate::attention_forward) by its queries, keys and values.
 ///
@@ -159,7 +160,7 @@ impl<E: Element> Inputs<'_, E> {
         let (dim, kernel) = (shape.head_dim, Kernel::f32(path));
         let (m, n) = (job.queries.len(), job.keys.len());
         let last = m.min(first + TILE);
-        let (rows, visible) = (last - first, shape.visible(last, m, n));
+        let (rows, visible) = (last - first, shape.mask.seen(last - 1, m, n).end);
         let stride = scores_stride(visible);
         let (width, column, token) = (shape.query_width(), head * dim, job.queries.start + first);
         let [queries, dout, out] = [q, dout, out].map(|data| head_of(data, width, token, column));
@@ -172,14 +173,14 @@ impl<E: Element> Inputs<'_, E> {
         multiply_into(kernel, &q_left, &packed.keys_transposed, visible, &mut probabilities, stride, scale, zero);
         multiply_into(kernel, &dout_left, &packed.values_transposed, visible, &mut slopes, stride, 1.0, zero);
 
-        let mut by_row = [Row::default(); TILE];
+        let mut by_row: [Row; TILE] = std::array::from_fn(|_| Row::default());
         for (i, row) in by_row[..rows].iter_mut().enumerate() {
             let at = i * width;
             row.log_sum_exp = log_sum_exp[(token + i) * shape.heads + head];
+            row.seen = shape.mask.seen(first + i, m, n);
             row.inner = inner(path, &out.data[at..at + dim], &dout.data[at..at + dim]);
         }
-        let causal_from = shape.causal.then(|| n - m + first);
-        slope(path, &mut probabilities, &mut slopes, visible, causal_from, scale, &by_row[..rows]);
+        slope(path, &mut probabilities, &mut slopes, visible, scale, &by_row[..rows]);
 
         let probabilities = Strided { data: &probabilities, row_stride: stride };
         let slopes = Strided { data: &slopes, row_stride: stride };
@@ -196,8 +197,10 @@ impl<E: Element> Inputs<'_, E> {
 }
 
 /// What the softmax's gradient needs of a query row.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Row {
+    /// The keys that it sees.
+    seen: Range<usize>,
     log_sum_exp: f32,
     /// `dout · out`, which equals `Σ p·dp`.
     inner: f32,
@@ -214,7 +217,6 @@ multiversion!(fn slope(
     probabilities: &mut [f32],
     slopes: &mut [f32],
     visible: usize,
-    causal_from: Option<usize>,
     scale: f32,
     rows: &[Row],
 ) = slope_body);
@@ -226,21 +228,19 @@ fn slope_body<const FMA: bool>(
     probabilities: &mut [f32],
     slopes: &mut [f32],
     visible: usize,
-    causal_from: Option<usize>,
     scale: f32,
     rows: &[Row],
 ) {
     let stride = scores_stride(visible);
     let tiles = probabilities.chunks_exact_mut(stride).zip(slopes.chunks_exact_mut(stride));
-    for (i, ((p, ds), row)) in tiles.zip(rows).enumerate() {
-        let seen = causal_from.map_or(visible, |first| first + i + 1);
-        let (p, p_hidden) = p[..visible].split_at_mut(seen);
-        let (ds, ds_hidden) = ds[..visible].split_at_mut(seen);
-        for (p, ds) in p.iter_mut().zip(ds) {
+    for ((p, ds), row) in tiles.zip(rows) {
+        for hidden in [0..row.seen.start, row.seen.end..visible] {
+            p[hidden.clone()].fill(0.0);
+            ds[hidden].fill(0.0);
+        }
+        for (p, ds) in p[row.seen.clone()].iter_mut().zip(&mut ds[row.seen.clone()]) {
             *p = exp::<FMA>(*p - row.log_sum_exp);
             *ds = scale * *p * (*ds - row.inner);
         }
-        p_hidden.fill(0.0);
-        ds_hidden.fill(0.0);
     }
 }

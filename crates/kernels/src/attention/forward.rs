@@ -7,6 +7,7 @@ use crate::gemm::{Across, Kernel, Left, Operand, Right, Strided, TargetBase, for
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
 use crate::vector::{exp, max, sum};
+use std::ops::Range;
 
 /// `out = softmax(scale · q·kᵀ)·v` within each sequence and head.
 ///
@@ -17,7 +18,7 @@ use crate::vector::{exp, max, sum};
 ///
 /// # Panics
 /// When a slice does not have its length, the offsets fall, `kv_heads` does not divide `heads`, the scale is not positive,
-/// or a sequence has queries but no keys, or fewer keys than queries although it is causal.
+/// a window is 0, or a sequence has queries but no keys, or fewer keys than queries although there is a mask.
 #[expect(clippy::too_many_arguments, reason = "the tensors of the formula")]
 pub fn attention_forward<E: Element>(
     shape: &AttentionShape,
@@ -97,7 +98,9 @@ impl<E: Element> Inputs<'_, E> {
         let mut sums = Scratch::<f32>::take(TILE.min(m) * dim);
         for first in (0..m).step_by(TILE) {
             let last = m.min(first + TILE);
-            let (rows, visible, token) = (last - first, shape.visible(last, m, n), job.queries.start + first);
+            let (rows, token) = (last - first, job.queries.start + first);
+            // The keys before a window cost their time here, and get no weight.
+            let visible = shape.mask.seen(last - 1, m, n).end;
             let stride = scores_stride(visible);
             let scores = &mut scores[..rows * stride];
 
@@ -106,8 +109,8 @@ impl<E: Element> Inputs<'_, E> {
             multiply_into(kernel, &left, keys, visible, scores, stride, shape.scale, TargetBase::Zero);
 
             let (mut inverses, mut log_sums) = ([0f32; TILE], [0f32; TILE]);
-            let causal_from = shape.causal.then(|| n - m + first);
-            exponentials(path, scores, visible, causal_from, &mut inverses[..rows], &mut log_sums[..rows]);
+            let seen = std::array::from_fn(|row| shape.mask.seen((first + row).min(last - 1), m, n));
+            exponentials(path, scores, visible, &seen, &mut inverses[..rows], &mut log_sums[..rows]);
 
             let probabilities = Strided { data: &*scores, row_stride: stride };
             let left = Left::pack(kernel, &Operand { source: &probabilities, across: Across::Rows }, rows, visible);
@@ -129,28 +132,28 @@ impl<E: Element> Inputs<'_, E> {
 multiversion!(fn exponentials(
     scores: &mut [f32],
     visible: usize,
-    causal_from: Option<usize>,
+    seen: &[Range<usize>; TILE],
     inverses: &mut [f32],
     log_sums: &mut [f32],
 ) = exponentials_body);
 
 /// Turns each row of scores into the numerators of its softmax, and gives the inverse and the logarithm of its sum. Of
-/// the `visible` keys, row `i` sees those up to `causal_from + i`; the others become 0.
+/// the `visible` keys, row `i` sees those of `seen[i]`; the others become 0.
 #[inline(always)]
 fn exponentials_body<const FMA: bool>(
     scores: &mut [f32],
     visible: usize,
-    causal_from: Option<usize>,
+    seen: &[Range<usize>; TILE],
     inverses: &mut [f32],
     log_sums: &mut [f32],
 ) {
     let rows = scores.chunks_exact_mut(scores_stride(visible)).zip(inverses.iter_mut().zip(log_sums));
-    for (i, (row, (inverse, log_sum))) in rows.enumerate() {
-        let seen = causal_from.map_or(visible, |first| first + i + 1);
-        let (row, hidden) = row[..visible].split_at_mut(seen);
+    for ((row, (inverse, log_sum)), seen) in rows.zip(seen) {
+        row[..seen.start].fill(0.0);
+        row[seen.end..visible].fill(0.0);
+        let row = &mut row[seen.clone()];
         let largest = max(row);
         row.iter_mut().for_each(|score| *score = exp::<FMA>(*score - largest));
-        hidden.fill(0.0);
         let total = sum(row, |numerator| numerator);
         *inverse = total.recip();
         *log_sum = largest + total.ln();

@@ -38,12 +38,53 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Elements of one head.
     pub head_dim: usize,
-    /// Whether a query sees only some of the keys: the last one of a sequence all of them, the one before it one fewer,
-    /// and so on. With as many queries as keys, a token sees itself and those before it; with fewer, the queries are the
-    /// last tokens, as in generation with a cache.
-    pub causal: bool,
+    /// Which keys a query sees.
+    pub mask: Mask,
     /// Factor on the scores, positive, usually `1/√head_dim`.
     pub scale: f32,
+}
+
+/// Which keys of its sequence a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All of them.
+    Full,
+    /// The last query all of them, the one before it one fewer, and so on. With as many queries as keys, a token sees
+    /// itself and those before it; with fewer, the queries are the last tokens, as in generation with a cache.
+    Causal,
+    /// Of those the last so many, at least one: a sliding window.
+    Window(usize),
+}
+
+impl Mask {
+    /// The keys, of `n`, that query `query` of `m` sees.
+    fn seen(self, query: usize, m: usize, n: usize) -> Range<usize> {
+        match self {
+            Self::Full => 0..n,
+            Self::Causal => 0..n - m + query + 1,
+            Self::Window(width) => {
+                let end = n - m + query + 1;
+                end.saturating_sub(width)..end
+            }
+        }
+    }
+
+    /// The keys, of `n`, that any of some queries of `m` sees.
+    fn seen_by_any(self, queries: Range<usize>, m: usize, n: usize) -> Range<usize> {
+        self.seen(queries.start, m, n).start..self.seen(queries.end - 1, m, n).end
+    }
+
+    /// The queries, of `m`, that see key `key` of `n`.
+    fn seeing(self, key: usize, m: usize, n: usize) -> Range<usize> {
+        match self {
+            Self::Full => 0..m,
+            Self::Causal => (key + m).saturating_sub(n)..m,
+            Self::Window(width) => {
+                let end = (key + m).saturating_add(width).saturating_sub(n).min(m);
+                (key + m).saturating_sub(n).min(end)..end
+            }
+        }
+    }
 }
 
 impl AttentionShape {
@@ -67,6 +108,7 @@ impl AttentionShape {
         assert!(self.heads > 0 && self.kv_heads > 0 && self.head_dim > 0, "attention without heads: {self:?}");
         assert!(self.heads.is_multiple_of(self.kv_heads), "kv_heads divides heads: {self:?}");
         assert!(self.scale > 0.0, "the scale is positive: {self:?}");
+        assert!(self.mask != Mask::Window(0), "a query sees a key at least: {self:?}");
         assert_eq!(queries.len(), keys.len(), "as many sequences of queries as of keys");
         for offsets in [queries, keys] {
             assert_eq!(offsets.first(), Some(&0), "offsets start at 0");
@@ -75,7 +117,8 @@ impl AttentionShape {
         for (i, (queries, keys)) in queries.windows(2).zip(keys.windows(2)).enumerate() {
             let (m, n) = (queries[1] - queries[0], keys[1] - keys[0]);
             assert!(m == 0 || n > 0, "sequence {i} has {m} queries but no keys");
-            assert!(!self.causal || m <= n, "sequence {i} has {m} queries but {n} keys, and the mask is causal");
+            let full = self.mask == Mask::Full;
+            assert!(full || m <= n, "sequence {i} has {m} queries but {n} keys, and the mask is {:?}", self.mask);
         }
         (queries[queries.len() - 1], keys[keys.len() - 1])
     }
@@ -99,11 +142,6 @@ impl AttentionShape {
     fn is_parallel(&self, jobs: &[Job]) -> bool {
         let scores: usize = jobs.iter().map(|job| job.queries.len() * job.keys.len() * job.kv_heads.len()).sum();
         scores * self.group() * self.head_dim >= SERIAL_WORK && rayon::current_num_threads() > 1
-    }
-
-    /// How many of `n` keys the queries `..end` of `m` see together.
-    fn visible(&self, end: usize, m: usize, n: usize) -> usize {
-        if self.causal { n - m + end } else { n }
     }
 }
 

@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 /// A layer around its attention.
 pub(super) trait DecoderLayer: Send + Sync {
+    /// Its attention.
+    fn shape(&self) -> AttentionShape;
+
     /// Queries of `outputs`, keys and values of all tokens, and what the attention's output is added to, from the
     /// layer's input.
     fn project<'a>(&'a self, ops: &mut dyn Ops<'a>, x: &Value, tokens: &Tokens) -> Result<Projected, Error>;
@@ -89,7 +92,6 @@ pub(super) struct Decoder<L> {
     pub(super) places: Option<FrozenMatrix>,
     pub(super) layers: Vec<L>,
     pub(super) norm: NormWeights,
-    pub(super) shape: AttentionShape,
     /// Tokens of the longest sequence.
     pub(super) max_positions: usize,
     /// Whether the word embeddings are the output head too.
@@ -111,11 +113,12 @@ impl<L: DecoderLayer> Decoder<L> {
     }
 
     fn run<'a>(&'a self, ops: &mut dyn Ops<'a>, layer: usize, x: &Value, tokens: &Tokens) -> Result<Value, Error> {
-        let Projected { qkv: [q, k, v], residual } = self.layers[layer].project(ops, x, tokens)?;
+        let this = &self.layers[layer];
+        let Projected { qkv: [q, k, v], residual } = this.project(ops, x, tokens)?;
         let queries = tokens.tail.as_ref().map_or(&tokens.offsets, |tail| &tail.queries);
-        let context = ops.attention([&q, &k, &v], queries, &tokens.offsets, self.shape)?;
+        let context = ops.attention([&q, &k, &v], queries, &tokens.offsets, this.shape())?;
         drop((q, k, v));
-        self.layers[layer].finish(ops, &context, &residual)
+        this.finish(ops, &context, &residual)
     }
 }
 
@@ -194,9 +197,10 @@ impl<L: DecoderLayer> LanguageModel for Decoder<L> {
         cache: &mut KvCache,
     ) -> Result<Value, Error> {
         let tokens = next(offsets, cache)?;
-        let Projected { qkv: [q, k, v], residual } = self.layers[layer].project(ops, x, &tokens)?;
-        let context = ops.cached_attention([&q, &k, &v], offsets, (cache, layer), self.shape)?;
-        self.layers[layer].finish(ops, &context, &residual)
+        let this = &self.layers[layer];
+        let Projected { qkv: [q, k, v], residual } = this.project(ops, x, &tokens)?;
+        let context = ops.cached_attention([&q, &k, &v], offsets, (cache, layer), this.shape())?;
+        this.finish(ops, &context, &residual)
     }
 
     fn final_norm<'a>(&'a self, ops: &mut dyn Ops<'a>, x: &Value) -> Result<Value, Error> {

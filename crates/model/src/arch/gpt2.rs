@@ -12,7 +12,7 @@ use crate::io::WeightSource;
 use crate::nn::Linear;
 use crate::ops::{AttentionShape, NormWeights, Ops, Value};
 use fedpipe_core::{BaseFormat, CandidateWeight, WeightId};
-use fedpipe_kernels::Activation;
+use fedpipe_kernels::{Activation, Mask};
 use std::sync::Arc;
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
@@ -110,6 +110,7 @@ fn at(layer: usize, path: &str) -> String {
 
 struct Layer {
     input_norm: NormWeights,
+    shape: AttentionShape,
     attention: Linear,
     output: Linear,
     feed_forward_norm: NormWeights,
@@ -120,10 +121,12 @@ struct Layer {
 
 impl Layer {
     fn load(weights: &mut Weights<'_>, config: &Config, layer: usize) -> Result<Self, Error> {
-        let (h, eps) = (config.sizes.hidden, config.epsilon);
+        let Sizes { hidden: h, heads, .. } = config.sizes;
+        let eps = config.epsilon;
         let mut linear = |path: &str, inputs, outputs| weights.transposed(&at(layer, path), inputs, outputs);
         let [attention, output, inner, outer] = config.layer_weights().map(|(path, _, i, o)| linear(path, i, o));
         Ok(Self {
+            shape: AttentionShape { mask: Mask::Causal, ..AttentionShape::full(heads, h / heads) },
             attention: attention?,
             output: output?,
             inner: inner?,
@@ -136,6 +139,10 @@ impl Layer {
 }
 
 impl DecoderLayer for Layer {
+    fn shape(&self) -> AttentionShape {
+        self.shape
+    }
+
     fn project<'a>(&'a self, ops: &mut dyn Ops<'a>, x: &Value, tokens: &Tokens) -> Result<Projected, Error> {
         let normed = ops.norm(x, None, &self.input_norm)?;
         let fused = self.attention.forward(ops, &normed)?;
@@ -161,14 +168,13 @@ impl DecoderLayer for Layer {
 
 fn load(source: &dyn WeightSource, format: BaseFormat) -> Result<Decoder<Layer>, Error> {
     let config = Config::read(source)?;
-    let Sizes { hidden, layers, heads, vocabulary, positions, .. } = config.sizes;
+    let Sizes { hidden, layers, vocabulary, positions, .. } = config.sizes;
     let mut weights = Weights::new(source, format, PREFIX, "wte.weight");
     Ok(Decoder {
         words: Arc::new(weights.matrix("wte", vocabulary, hidden)?),
         places: Some(weights.matrix("wpe", positions, hidden)?),
         layers: (0..layers).map(|layer| Layer::load(&mut weights, &config, layer)).collect::<Result<_, _>>()?,
         norm: weights.layer_norm("ln_f", hidden, config.epsilon)?,
-        shape: AttentionShape { causal: true, ..AttentionShape::full(heads, hidden / heads) },
         max_positions: positions,
         tied: config.tied,
         format,

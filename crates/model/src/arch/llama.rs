@@ -15,7 +15,7 @@ use crate::io::WeightSource;
 use crate::nn::{Linear, together};
 use crate::ops::{AttentionShape, NormWeights, Ops, Value};
 use fedpipe_core::{BaseFormat, CandidateWeight, WeightId};
-use fedpipe_kernels::Activation;
+use fedpipe_kernels::{Activation, Mask};
 use serde_json::Value as Json;
 use std::sync::Arc;
 
@@ -40,13 +40,13 @@ enum Biases {
     Configured,
 }
 
-/// When a query sees only the nearest keys.
+/// In which layers a query sees only the nearest keys.
 enum Window {
-    Never,
-    /// `sliding_window`, 4096 where the key is missing.
-    Always,
-    /// `sliding_window` where `use_sliding_window` is true.
-    Optional,
+    Nowhere,
+    /// In all; `sliding_window` wide, 4096 where the key is missing.
+    Everywhere,
+    /// Where `use_sliding_window` is true: in those that `layer_types` names, or from `max_window_layers` on.
+    Configured,
 }
 
 const LLAMA_FAMILY: Family = Family {
@@ -54,7 +54,7 @@ const LLAMA_FAMILY: Family = Family {
     causal_class: "LlamaForCausalLM",
     biases: Biases::Configured,
     head_norms: false,
-    window: Window::Never,
+    window: Window::Nowhere,
     defaults: true,
 };
 
@@ -63,7 +63,7 @@ const MISTRAL_FAMILY: Family = Family {
     causal_class: "MistralForCausalLM",
     biases: Biases::None,
     head_norms: false,
-    window: Window::Always,
+    window: Window::Everywhere,
     defaults: false,
 };
 
@@ -72,7 +72,7 @@ const QWEN2_FAMILY: Family = Family {
     causal_class: "Qwen2ForCausalLM",
     biases: Biases::Inputs,
     head_norms: false,
-    window: Window::Optional,
+    window: Window::Configured,
     defaults: false,
 };
 
@@ -81,7 +81,7 @@ const QWEN3_FAMILY: Family = Family {
     causal_class: "Qwen3ForCausalLM",
     biases: Biases::Configured,
     head_norms: true,
-    window: Window::Optional,
+    window: Window::Configured,
     defaults: false,
 };
 
@@ -115,8 +115,9 @@ const OUTPUT_HEAD: &str = "lm_head.weight";
 struct Config {
     family: &'static Family,
     hidden: usize,
-    layers: usize,
     shape: AttentionShape,
+    /// Which keys the queries of each layer see.
+    masks: Vec<Mask>,
     intermediate: usize,
     vocabulary: usize,
     positions: usize,
@@ -181,11 +182,11 @@ impl Config {
         Ok(Self {
             family,
             hidden,
-            layers,
-            shape: AttentionShape { heads, kv_heads, head_dim, causal: true },
+            shape: AttentionShape { heads, kv_heads, head_dim, mask: Mask::Causal },
+            masks: masks(source, family, layers)?,
             intermediate,
             vocabulary,
-            positions: positions.min(window(source, family)?),
+            positions,
             epsilon: source.config_f64("rms_norm_eps")? as f32,
             tied: flag("tie_word_embeddings")?,
             biases,
@@ -210,11 +211,12 @@ impl Config {
     }
 
     fn outline(&self) -> Outline {
+        let layers = self.masks.len();
         let mut matrices = vec![(self.vocabulary, self.hidden)];
         let mut candidates = Vec::new();
         let mut layer_vectors = 2 * self.hidden + if self.family.head_norms { 2 * self.shape.head_dim } else { 0 };
         layer_vectors += self.layer_weights().iter().filter(|w| w.3).map(|w| w.2).sum::<usize>();
-        for layer in 0..self.layers {
+        for layer in 0..layers {
             for (path, inputs, outputs, _) in self.layer_weights() {
                 matrices.push((outputs, inputs));
                 let kind = path.rsplit('.').next().unwrap_or(path).to_string();
@@ -223,14 +225,14 @@ impl Config {
             }
         }
         Outline {
-            layers: self.layers,
+            layers,
             hidden: self.hidden,
             vocabulary: self.vocabulary,
             max_positions: self.positions,
             candidates,
             default_targets: &["q_proj", "k_proj", "v_proj", "o_proj"],
             matrices,
-            vector_values: self.layers * layer_vectors + self.hidden,
+            vector_values: layers * layer_vectors + self.hidden,
             head: &SCORE,
             prefix: PREFIX,
             unused: &[],
@@ -247,34 +249,55 @@ impl Config {
     }
 }
 
-/// How many keys a query sees at most. Within a window every token sees all before it, so a window is kept to by taking
-/// no longer sequences.
-fn window(source: &dyn WeightSource, family: &Family) -> Result<usize, Error> {
-    const SLIDING: &str = "sliding_attention";
+/// Which keys the queries of each layer see.
+fn masks(source: &dyn WeightSource, family: &Family, layers: usize) -> Result<Vec<Mask>, Error> {
     const MISTRAL_DEFAULT: usize = 4096;
-    if let Some(kinds) = source.config().get("layer_types").and_then(Json::as_array) {
-        if let Some(other) = kinds.iter().find(|kind| *kind != "full_attention" && *kind != SLIDING) {
-            return refuse(source, "layer_types", format!("has {other}, which is not supported"));
-        }
-        if matches!(family.window, Window::Never) && kinds.iter().any(|kind| kind == SLIDING) {
-            return refuse(source, "layer_types", format!("has {SLIDING}, which this model does not"));
-        }
-    }
-    let key = "sliding_window";
-    let window = source.config_optional_usize(key)?;
-    let window = match family.window {
-        Window::Never => None,
-        Window::Always if !source.config().contains_key(key) => Some(MISTRAL_DEFAULT),
-        Window::Always => window,
-        Window::Optional => {
-            window.filter(|_| source.config_bool("use_sliding_window").is_ok_and(|on| on == Some(true)))
-        }
+    const QWEN_DEFAULT_LAYERS: usize = 28;
+    let (key, config) = ("sliding_window", source.config());
+    let width = match family.window {
+        Window::Nowhere => None,
+        Window::Everywhere if !config.contains_key(key) => Some(MISTRAL_DEFAULT),
+        Window::Configured if !source.config_bool("use_sliding_window")?.unwrap_or(false) => None,
+        Window::Everywhere | Window::Configured => source.config_optional_usize(key)?,
     };
-    match window {
-        Some(0) => refuse(source, key, "is 0; a token sees itself at least".into()),
-        Some(window) => Ok(window),
-        None => Ok(usize::MAX),
+    if width == Some(0) {
+        return refuse(source, key, "is 0; a token sees itself at least".into());
     }
+    let windowed = match (&family.window, config.get("layer_types").and_then(Json::as_array)) {
+        (_, Some(types)) => layer_types(source, family, types, layers, width)?,
+        (Window::Configured, None) => {
+            let full = source.config_optional_usize("max_window_layers")?.unwrap_or(QWEN_DEFAULT_LAYERS);
+            (0..layers).map(|layer| layer >= full).collect()
+        }
+        (Window::Nowhere | Window::Everywhere, None) => vec![true; layers],
+    };
+    let mask = |windowed: bool| width.filter(|_| windowed).map_or(Mask::Causal, Mask::Window);
+    Ok(windowed.into_iter().map(mask).collect())
+}
+
+/// Which layers `layer_types` gives a window; it has to be one that the family has.
+fn layer_types(
+    source: &dyn WeightSource,
+    family: &Family,
+    types: &[Json],
+    layers: usize,
+    width: Option<usize>,
+) -> Result<Vec<bool>, Error> {
+    let key = "layer_types";
+    if types.len() != layers {
+        return refuse(source, key, format!("has {} entries for {layers} layers", types.len()));
+    }
+    let everywhere = matches!(family.window, Window::Everywhere);
+    let windowed = |kind: &Json| match kind.as_str() {
+        Some("full_attention") if !(everywhere && width.is_some()) => Ok(false),
+        Some("sliding_attention") if width.is_some() => Ok(true),
+        Some("full_attention") => {
+            refuse(source, key, "has full_attention, but this model's windows are in every layer".into())
+        }
+        Some("sliding_attention") => refuse(source, key, "has sliding_attention, but the model has no window".into()),
+        _ => refuse(source, key, format!("has {kind}, which is not supported")),
+    };
+    types.iter().map(windowed).collect()
 }
 
 fn at(layer: usize, path: &str) -> String {
@@ -282,6 +305,7 @@ fn at(layer: usize, path: &str) -> String {
 }
 
 struct Layer {
+    shape: AttentionShape,
     input_norm: NormWeights,
     query: Linear,
     key: Linear,
@@ -312,6 +336,7 @@ impl Layer {
             false => None,
         };
         Ok(Self {
+            shape: AttentionShape { mask: config.masks[layer], ..config.shape },
             input_norm: norm("input_layernorm", h)?,
             feed_forward_norm: norm("post_attention_layernorm", h)?,
             head_norms,
@@ -328,6 +353,10 @@ impl Layer {
 }
 
 impl DecoderLayer for Layer {
+    fn shape(&self) -> AttentionShape {
+        self.shape
+    }
+
     fn project<'a>(&'a self, ops: &mut dyn Ops<'a>, x: &Value, tokens: &Tokens) -> Result<Projected, Error> {
         let normed = ops.norm(x, None, &self.input_norm)?;
         let residual = tokens.select(ops, x)?;
@@ -369,11 +398,10 @@ fn load(source: &dyn WeightSource, family: &'static Family, format: BaseFormat) 
     Ok(Decoder {
         words: Arc::new(weights.matrix("embed_tokens", config.vocabulary, config.hidden)?),
         places: None,
-        layers: (0..config.layers)
+        layers: (0..config.masks.len())
             .map(|layer| Layer::load(&mut weights, &config, layer, &rotary))
             .collect::<Result<_, _>>()?,
         norm: weights.rms_norm("norm", config.hidden, config.epsilon)?,
-        shape: config.shape,
         max_positions: config.positions,
         tied: config.tied,
         format,

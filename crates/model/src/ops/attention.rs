@@ -7,13 +7,13 @@ use crate::Error;
 use bytemuck::Pod;
 use candle_core::{D, Tensor};
 use fedpipe_kernels as kernels;
-use fedpipe_kernels::{Element, attention_backward, attention_forward};
+use fedpipe_kernels::{Element, Mask, attention_backward, attention_forward};
 use std::rc::Rc;
 
 impl AttentionShape {
     pub(super) fn kernel(self) -> kernels::AttentionShape {
-        let Self { heads, kv_heads, head_dim, causal } = self;
-        kernels::AttentionShape { heads, kv_heads, head_dim, causal, scale: self.scale() }
+        let Self { heads, kv_heads, head_dim, mask } = self;
+        kernels::AttentionShape { heads, kv_heads, head_dim, mask, scale: self.scale() }
     }
 
     fn check(self, [q, k, v]: [&Value; 3], queries: &Offsets, keys: &Offsets) -> Result<(), Error> {
@@ -103,10 +103,11 @@ pub(super) fn reference(
         let k = head_major(&k, keys[0], visible, shape.kv_heads)?;
         let v = head_major(&v, keys[0], visible, shape.kv_heads)?;
         let mut scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale()))?;
-        if shape.causal {
+        if shape.mask != Mask::Full {
             let hidden = |i: usize| {
-                let (row, key) = (i / visible, i % visible);
-                if key > visible - rows + row { f32::NEG_INFINITY } else { 0.0 }
+                let (own, key) = (visible - rows + i / visible, i % visible);
+                let seen = key <= own && !matches!(shape.mask, Mask::Window(width) if key + width <= own);
+                if seen { 0.0 } else { f32::NEG_INFINITY }
             };
             let mask: Vec<f32> = (0..rows * visible).map(hidden).collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, rows, visible), scores.device())?)?;

@@ -32,7 +32,7 @@ use crate::nn::Linear;
 use crate::parameters::{Gradients, ParameterId, Parameters};
 use fast::Fast;
 use fedpipe_core::{ActivationFormat, BaseFormat};
-use fedpipe_kernels::{Activation, FrozenMatrix, RotaryTable};
+use fedpipe_kernels::{Activation, FrozenMatrix, Mask, RotaryTable};
 use half::bf16;
 use pool::Pool;
 use reference::Reference;
@@ -101,14 +101,14 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Whether a query sees only the keys up to its own position, both counted from the sequence's end.
-    pub causal: bool,
+    /// Which keys a query sees; positions are counted from the sequence's end.
+    pub mask: Mask,
 }
 
 impl AttentionShape {
     /// One key head for each query head, every query sees every key.
     pub fn full(heads: usize, head_dim: usize) -> Self {
-        Self { heads, kv_heads: heads, head_dim, causal: false }
+        Self { heads, kv_heads: heads, head_dim, mask: Mask::Full }
     }
 
     fn scale(self) -> f32 {

@@ -11,7 +11,7 @@ use crate::nn::Linear;
 use crate::parameters::{Gradients, ParameterId, Parameters};
 use crate::quant;
 use fedpipe_core::{BaseFormat, LowRank, Matrix, Seed, WeightId};
-use fedpipe_kernels::{Activation, FrozenMatrix, RotaryTable};
+use fedpipe_kernels::{Activation, FrozenMatrix, Mask, RotaryTable};
 use proptest::prelude::*;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -220,11 +220,11 @@ proptest! {
     #[test]
     fn attention_agrees(
         lengths in prop::collection::vec((0usize..30, 1usize..30), 1..6), kv_heads in 1usize..3, group in 1usize..3,
-        head_dim in 1usize..20, causal: bool,
+        head_dim in 1usize..20, mask in prop::sample::select(vec![Mask::Full, Mask::Causal, Mask::Window(6), Mask::Window(15)]),
     ) {
         let queries = offsets(&lengths.iter().map(|l| l.0.min(l.0 + l.1)).collect::<Vec<_>>());
         let keys = offsets(&lengths.iter().map(|l| l.0 + l.1).collect::<Vec<_>>());
-        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, causal };
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, mask };
         let (q, k) = (*queries.last().unwrap(), *keys.last().unwrap());
         if q > 0 {
             let shapes = [(q, kv_heads * group * head_dim), (k, kv_heads * head_dim), (k, kv_heads * head_dim)];
@@ -306,8 +306,9 @@ proptest! {
     fn cached_attention_agrees_with_the_whole(
         pieces in prop::collection::vec(prop::collection::vec(0usize..7, 3), 1..5), kv_heads in 1usize..3,
         group in 1usize..3, head_dim in 1usize..20, format in format(),
+        mask in prop::sample::select(vec![Mask::Causal, Mask::Window(1), Mask::Window(5)]),
     ) {
-        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, causal: true };
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, mask };
         // A pass has a token at least.
         let pieces: Vec<Vec<usize>> = pieces.into_iter().filter(|piece| piece.iter().sum::<usize>() > 0).collect();
         prop_assume!(!pieces.is_empty());
@@ -473,7 +474,8 @@ fn misfits_are_errors() {
         assert!(ops.token_loss(&x, &words, &[0, 3]).unwrap_err().to_string().contains("target 3 of a vocabulary of 3"));
         assert!(ops.token_loss(&x, &words, &[0]).unwrap_err().to_string().contains("1 targets for 2 tokens"));
         assert!(ops.logits(&x, &FrozenMatrix::from_f32(1, 3, vec![0.0; 3])).is_err());
-        let (full, mut cache) = (AttentionShape { causal: true, ..AttentionShape::full(1, 4) }, KvCache::new(1, 1));
+        let (full, mut cache) =
+            (AttentionShape { mask: Mask::Causal, ..AttentionShape::full(1, 4) }, KvCache::new(1, 1));
         let constant = ops.constant(2, 4, &[0; 32]).unwrap();
         let two = offsets(&[2]);
         assert!(message(ops.cached_attention([&odd, &x, &x], &two, (&mut cache, 0), full)).contains("cached"));

@@ -111,12 +111,14 @@ pub(in crate::attention) unsafe fn backward<E: Element>(
                 }
                 step.step += 1;
             };
+            let mut written = 0;
             for tile in cuts(0..n, TILE, 2) {
-                let first = first_seeing(shape, tile.start, m, n) / WIDE;
-                probabilities(inputs, job, tile.clone(), first, &mut fetch, &mut buffers);
+                let seeing = seeing(inputs.shape, tile.clone(), m, n);
+                probabilities(inputs, job, tile.clone(), seeing.clone(), &mut fetch, &mut buffers);
                 let former = if i == 0 { Former::Overwritten } else { Former::Added };
-                add_to_keys_and_values::<E>((m, n, dim), tile.clone(), first, former, &mut buffers);
-                add_to_queries::<E>((m, n, dim), tile, first, &mut buffers);
+                add_to_keys_and_values::<E>((m, n, dim), tile.clone(), seeing.clone(), former, &mut buffers);
+                add_to_queries::<E>((m, n, dim), tile, seeing.clone(), written, &mut buffers);
+                written = written.max(seeing.end);
             }
             // SAFETY: the caller's promise.
             unsafe { write(&queries, wides(&buffers.dq), shape.scale, gradients.dq) };
@@ -150,18 +152,19 @@ fn lay_out<E: Element>(inputs: &Inputs<'_, E>, head: usize, queries: &Head, buff
     buffers.logs[m..].fill(0.0);
 }
 
-/// The first of `m` queries that sees key `key` of `n`.
-fn first_seeing(shape: &AttentionShape, key: usize, m: usize, n: usize) -> usize {
-    if shape.causal { (key + m).saturating_sub(n) } else { 0 }
+/// The panels of `m` queries that see any of a tile of keys, of `n`; both ends never fall from tile to tile.
+fn seeing(shape: &AttentionShape, tile: Range<usize>, m: usize, n: usize) -> Range<usize> {
+    let (first, last) = (shape.mask.seeing(tile.start, m, n), shape.mask.seeing(tile.end - 1, m, n));
+    first.start / WIDE..last.end.div_ceil(WIDE)
 }
 
-/// Computes the probabilities and the slopes of a tile of keys, by the queries from panel `first` on.
+/// Computes the probabilities and the slopes of a tile of keys, by the panels of queries `seeing`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn probabilities<E: Element>(
     inputs: &Inputs<'_, E>,
     job: &Job,
     tile: Range<usize>,
-    first: usize,
+    seeing: Range<usize>,
     mut fetch: impl FnMut(),
     buffers: &mut Buffers,
 ) {
@@ -169,7 +172,7 @@ fn probabilities<E: Element>(
     let (m, n, depth) = (job.queries.len(), job.keys.len(), lanes::<E>(shape.head_dim));
     let padded = n.next_multiple_of(2);
     let (mut scores, mut dp): ([Wide<f32>; ROWS], [Wide<f32>; ROWS]) = Default::default();
-    for panel in first..m.div_ceil(WIDE) {
+    for panel in seeing {
         let count = WIDE.min(m - panel * WIDE);
         let [queries, dout] =
             [&buffers.queries_turned, &buffers.dout_turned].map(|turned| &wides(turned)[panel * depth..][..depth]);
@@ -189,8 +192,9 @@ fn probabilities<E: Element>(
             product::<E>(keys, padded, queries, size, Former::Overwritten, &mut scores);
             product::<E>(values, padded, dout, size, Former::Overwritten, &mut dp);
             let seen = |row| {
-                let hidden = first_seeing(shape, block.start + row, m, n).saturating_sub(panel * WIDE);
-                columns_below(count) & !columns_below(hidden)
+                let seeing = shape.mask.seeing(block.start + row, m, n);
+                let below = |query: usize| columns_below(query.saturating_sub(panel * WIDE));
+                below(seeing.end) & !below(seeing.start)
             };
             to.row = block.start - tile.start;
             slopes::<E>(&scores[..block.len()], &dp[..block.len()], seen, &of_queries, shape.scale, &mut to);
@@ -198,17 +202,28 @@ fn probabilities<E: Element>(
     }
 }
 
-/// Adds a tile of keys to the gradients of keys and values: `dv = pᵀ·dout`, `dk = dsᵀ·q`.
+/// Adds a tile of keys, which the panels of queries `seeing` see, to the gradients of keys and values: `dv = pᵀ·dout`,
+/// `dk = dsᵀ·q`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn add_to_keys_and_values<E: Element>(
     (m, n, dim): (usize, usize, usize),
     tile: Range<usize>,
-    first: usize,
+    seeing: Range<usize>,
     former: Former,
     buffers: &mut Buffers,
 ) {
-    let skipped = first * WIDE / elements::<E>();
-    let depth = lanes::<E>(m) - skipped;
+    let skipped = seeing.start * WIDE / elements::<E>();
+    let depth = lanes::<E>(m.min(seeing.end * WIDE)).saturating_sub(skipped);
+    if depth == 0 {
+        if former == Former::Overwritten {
+            for panel in 0..dim.div_ceil(WIDE) {
+                for sums in [&mut buffers.dv, &mut buffers.dk] {
+                    wides_mut(sums)[panel * n + tile.start..panel * n + tile.end].fill([[0.0; LANES]; 2]);
+                }
+            }
+        }
+        return;
+    }
     for block in cuts(tile.clone(), ROWS, 2) {
         let row = skipped / LANES * STRIDE + block.start - tile.start;
         for panel in 0..dim.div_ceil(WIDE) {
@@ -223,16 +238,17 @@ fn add_to_keys_and_values<E: Element>(
     }
 }
 
-/// Adds a tile of keys to the gradient of the queries from panel `first` on: `dq = ds·k`.
+/// Adds a tile of keys to the gradient of the panels of queries `seeing`, of which some are `written`: `dq = ds·k`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn add_to_queries<E: Element>(
     (m, n, dim): (usize, usize, usize),
     tile: Range<usize>,
-    first: usize,
+    seeing: Range<usize>,
+    written: usize,
     buffers: &mut Buffers,
 ) {
-    let former = if tile.start == 0 { Former::Overwritten } else { Former::Added };
-    for panel in first..m.div_ceil(WIDE) {
+    for panel in seeing {
+        let former = if panel < written { Former::Added } else { Former::Overwritten };
         let ds = &wides(&buffers.ds_stacked)[panel * lanes::<E>(TILE)..];
         for rows in cuts(0..WIDE.min(m - panel * WIDE), ROWS, 1) {
             for columns in 0..dim.div_ceil(WIDE) {

@@ -5,8 +5,10 @@ use super::layout::{elements, lanes, pieces, stack, turn};
 use super::softmax::{Denominators, numerators};
 use super::tile::{Former, ROWS, Size, product};
 use super::{LANES, WIDE, cuts, lines, lines_mut, wides, wides_mut};
-use crate::attention::Job;
+use std::ops::Range;
+
 use crate::attention::forward::Inputs;
+use crate::attention::{AttentionShape, Job};
 use crate::element::Element;
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
@@ -64,12 +66,13 @@ pub(in crate::attention) unsafe fn forward<E: Element>(
                 let step = Step { step, steps };
                 keys.fetch_next(step.of(n), k);
                 keys.fetch_next(step.of(n), v);
-                let visible = shape.visible(tile.end, m, n);
-                let denominators = softmax(inputs, job, tile.clone(), &mut buffers);
+                let visible = visible(shape, tile.clone(), m, n);
+                let denominators = softmax(inputs, job, tile.clone(), visible.clone(), &mut buffers);
                 let left = lines(&buffers.numerators);
                 for (panel, values) in wides(&buffers.values).chunks_exact(lanes::<E>(n)).enumerate() {
                     let columns = WIDE.min(dim - panel * WIDE);
-                    let size = Size { rows: tile.len(), columns, depth: lanes::<E>(visible) };
+                    let size = Size { rows: tile.len(), columns, depth: lanes::<E>(visible.len()) };
+                    let values = &values[visible.start / elements::<E>()..];
                     let sums = wides_mut(&mut buffers.sums);
                     product::<E>(left, ROWS, values, size, Former::Overwritten, sums);
                     // SAFETY: the caller's promise.
@@ -86,24 +89,34 @@ pub(in crate::attention) unsafe fn forward<E: Element>(
     }
 }
 
-/// Computes the numerators of a tile of queries, which lie in `buffers.rows`.
+/// The keys that a tile of queries sees, from the beginning of a panel on.
+fn visible(shape: &AttentionShape, tile: Range<usize>, m: usize, n: usize) -> Range<usize> {
+    let seen = shape.mask.seen_by_any(tile, m, n);
+    seen.start / WIDE * WIDE..seen.end
+}
+
+/// Computes the numerators of a tile of queries, which lie in `buffers.rows`, over the keys `visible`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn softmax<E: Element>(
     inputs: &Inputs<'_, E>,
     job: &Job,
-    tile: std::ops::Range<usize>,
+    tile: Range<usize>,
+    visible: Range<usize>,
     buffers: &mut Buffers,
 ) -> Denominators {
     let shape = inputs.shape;
     let (m, n, depth) = (job.queries.len(), job.keys.len(), lanes::<E>(shape.head_dim));
-    let visible = shape.visible(tile.end, m, n);
     let queries = &lines(&buffers.rows)[tile.start..];
-    let panels = wides(&buffers.keys).chunks_exact(depth).zip(wides_mut(&mut buffers.scores).chunks_exact_mut(ROWS));
-    for (panel, (keys, scores)) in panels.take(visible.div_ceil(WIDE)).enumerate() {
-        let size = Size { rows: tile.len(), columns: WIDE.min(visible - panel * WIDE), depth };
+    let keys = wides(&buffers.keys).chunks_exact(depth).skip(visible.start / WIDE);
+    let panels = keys.zip(wides_mut(&mut buffers.scores).chunks_exact_mut(ROWS));
+    for (panel, (keys, scores)) in panels.take(visible.len().div_ceil(WIDE)).enumerate() {
+        let size = Size { rows: tile.len(), columns: WIDE.min(visible.len() - panel * WIDE), depth };
         product::<E>(queries, m, keys, size, Former::Overwritten, scores);
     }
-    let seen = |row| shape.visible(tile.start + row + 1, m, n);
+    let seen = |row| {
+        let seen = shape.mask.seen(tile.start + row, m, n);
+        seen.start.saturating_sub(visible.start)..seen.end - visible.start
+    };
     let (scores, to) = (wides(&buffers.scores), lines_mut(&mut buffers.numerators));
-    numerators::<E>(scores, tile.len(), visible, seen, shape.scale, to)
+    numerators::<E>(scores, tile.len(), visible.len(), seen, shape.scale, to)
 }

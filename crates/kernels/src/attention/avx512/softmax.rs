@@ -9,6 +9,7 @@ use std::arch::x86_64::{
 };
 use std::f32::consts::{LN_2, LOG2_E};
 use std::mem::transmute;
+use std::ops::Range;
 
 use super::layout::pairs;
 use super::tile::ROWS;
@@ -47,28 +48,25 @@ pub(super) struct Denominators {
 }
 
 /// From scores `[panels of 32 keys, ROWS, 32]`, not yet scaled, to the numerators of their softmax as rows
-/// `[pieces, ROWS, 16]`. Row `i` sees `seen(i)` keys; of the others `visible` get 0.
+/// `[pieces, ROWS, 16]`. Of `visible` keys row `i` sees `seen(i)`; the
+/// others get 0.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) fn numerators<E: Element>(
     scores: &[Wide<f32>],
     rows: usize,
     visible: usize,
-    seen: impl Fn(usize) -> usize,
+    seen: impl Fn(usize) -> Range<usize>,
     scale: f32,
     to: &mut [Line<u32>],
 ) -> Denominators {
     // Row by row in one go each step would wait for the one before it.
     let mut held = [_mm512_set1_ps(f32::NEG_INFINITY); LANES];
     for (i, held) in held[..rows].iter_mut().enumerate() {
-        let (whole, masks) = cut(seen(i));
+        let seen = seen(i);
         let mut largest = [*held; 2];
-        for panel in 0..whole {
-            for (largest, scores) in largest.iter_mut().zip(&scores[panel * ROWS + i]) {
-                *largest = _mm512_max_ps(*largest, load(scores));
-            }
-        }
-        if masks[0] > 0 {
-            for ((largest, scores), mask) in largest.iter_mut().zip(&scores[whole * ROWS + i]).zip(masks) {
+        for panel in seen.start / WIDE..seen.end.div_ceil(WIDE) {
+            for ((largest, scores), mask) in largest.iter_mut().zip(&scores[panel * ROWS + i]).zip(masks(&seen, panel))
+            {
                 *largest = _mm512_mask_max_ps(*largest, mask, *largest, load(scores));
             }
         }
@@ -79,28 +77,17 @@ pub(super) fn numerators<E: Element>(
     let mut shifts = [0.0; LANES];
     store(_mm512_mul_ps(largest, factor), &mut shifts);
     for (i, held) in held[..rows].iter_mut().enumerate() {
-        let (whole, masks) = cut(seen(i));
+        let seen = seen(i);
         let shift = _mm512_set1_ps(shifts[i]);
-        let numerators = |panel: usize, half: usize, mask| {
-            exp2(_mm512_fmsub_ps(load(&scores[panel * ROWS + i][half]), factor, shift), mask)
-        };
         let mut totals = [_mm512_setzero_ps(); 2];
-        let mut put = |panel: usize, masks: [__mmask16; 2]| {
-            let p = [numerators(panel, 0, masks[0]), numerators(panel, 1, masks[1])];
+        for panel in 0..visible.div_ceil(WIDE) {
+            let (scores, masks) = (&scores[panel * ROWS + i], masks(&seen, panel));
+            let p: [__m512; 2] =
+                std::array::from_fn(|half| exp2(_mm512_fmsub_ps(load(&scores[half]), factor, shift), masks[half]));
             totals = [_mm512_add_ps(totals[0], p[0]), _mm512_add_ps(totals[1], p[1])];
             put::<E>(p, panel, i, ROWS, to);
-        };
-        for panel in 0..whole {
-            put(panel, [u16::MAX; 2]);
         }
-        if masks[0] > 0 {
-            put(whole, masks);
-        }
-        let whole = whole + usize::from(masks[0] > 0);
         *held = _mm512_add_ps(totals[0], totals[1]);
-        for panel in whole..visible.div_ceil(WIDE) {
-            self::put::<E>([_mm512_setzero_ps(); 2], panel, i, ROWS, to);
-        }
     }
     let total = by_row(held, |a, b| _mm512_add_ps(a, b));
     let mut denominators = Denominators { inverses: [0.0; LANES], logs: [0.0; LANES] };
@@ -109,11 +96,12 @@ pub(super) fn numerators<E: Element>(
     denominators
 }
 
-/// The whole panels among `columns`, and the masks of the rest.
+/// Which columns of a panel are among `columns`.
 #[inline]
-fn cut(columns: usize) -> (usize, [__mmask16; 2]) {
-    let mask = columns_below(columns % WIDE);
-    (columns / WIDE, [mask as __mmask16, (mask >> LANES) as __mmask16])
+fn masks(columns: &Range<usize>, panel: usize) -> [__mmask16; 2] {
+    let below = |column: usize| columns_below(column.saturating_sub(panel * WIDE));
+    let mask = below(columns.end) & !below(columns.start);
+    [mask as __mmask16, (mask >> LANES) as __mmask16]
 }
 
 /// Reduces each of 16 vectors to one lane, in order.
