@@ -13,6 +13,11 @@ and of a language model, for which a tiny Llama is trained first:
     gguf      alpha / rank B A of `--format gguf`, read with llama.cpp's own package, beside the base's weights in
               llama.cpp's order                                                      against `--format merged`
 
+and of a model that answers questions, for which a tiny RoBERTa is trained first:
+
+    answers   base model + RUN/adapter in PEFT                                       against `fedpipe predict RUN`
+    merged    `fedpipe export --format merged` in Transformers                       likewise
+
 `make interop` makes a short run and calls this with the reference environment (scripts/python_env.sh).
 Exit code: 0 when everything agrees, 1 when something does not, 2 when the check could not be done.
 """
@@ -43,6 +48,20 @@ EXPORT_TOLERANCE = 1e-5
 SERVING_RANKS = (8, 16, 32, 64)
 BATCH = 16
 LLAMA = Path(__file__).parent.parent / "crates/testkit/fixtures/decoders/llama"
+ROBERTA = LLAMA.parent.parent / "encoders/roberta"
+QUESTIONS_RUN = """
+model.path = "model"
+task = { kind = "span-qa", stride = 8 }
+data = { train = ["questions.jsonl"], test = ["questions.jsonl"] }
+output.dir = "run"
+federation = { rounds = 1, seed = 7, partition = { kind = "iid" } }
+adapter = { ranks = [2, 4] }
+training = { local_steps = 100, learning_rate = 1e-2, max_length = 64 }
+[[silos]]
+name = "only"
+memory_mib = 64
+"""
+MAX_ANSWER_TOKENS = 30
 LLAMA_RUN = """
 model.path = "model"
 task = { kind = "instruct", template = "plain" }
@@ -225,6 +244,56 @@ def check_language_model(checks, folder):
     check_gguf(checks, folder / "gguf/adapter.gguf", before, merged.state_dict(), base.config)
 
 
+def questions():
+    """Questions about short passages of a number each, which is the answer."""
+    for i in range(120):
+        words = [f"w{(7 * i + j) % 50}" for j in range(6)]
+        words.insert(i % 6, str(1000 + 37 * i))
+        passage = " ".join(words)
+        answers = {"text": [str(1000 + 37 * i)], "answer_start": [passage.index(str(1000 + 37 * i))]}
+        yield {"question": f"how many w{i % 50}?", "context": passage, "answers": answers}
+
+
+def train_questions(binary, folder):
+    """A run over a tiny RoBERTa in `folder`, its merged model, and its answers."""
+    (folder / "model").mkdir()
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROBERTA / file, folder / "model")
+    with open(folder / "questions.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in questions())
+    (folder / "run.toml").write_text(QUESTIONS_RUN, encoding="utf-8")
+    run_fedpipe(binary, "run", "run.toml", "--quiet", cwd=folder)
+    run_fedpipe(binary, "export", "run", "--to", "merged", "--format", "merged", cwd=folder)
+    output = run_fedpipe(binary, "predict", "run", "--data", "questions.jsonl", "--json", cwd=folder)
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@torch.no_grad()
+def check_questions(checks, folder, found):
+    """FedPipe's answers, the most probable span of each passage, against those of PEFT and of the merged model."""
+    load = transformers.AutoModelForQuestionAnswering.from_pretrained
+    base = load(folder / "model", dtype=torch.float32)
+    adapted = load_peft(checks, "answers", base, folder / "run/adapter", keys=lambda key: True)
+    for name, model, place in (("answers", adapted, "model"), ("merged", load(folder / "merged"), "merged")):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / place)
+        model.eval()
+        same, difference = 0, 0.0
+        for record, answer in zip(questions(), found, strict=True):
+            inputs = tokenizer(record["question"], record["context"], return_tensors="pt", return_offsets_mapping=True)
+            offsets = inputs.pop("offset_mapping")[0].tolist()
+            passage = [i for i, sequence in enumerate(inputs.sequence_ids(0)) if sequence == 1]
+            output = model(**inputs)
+            starts, ends = output.start_logits[0].log_softmax(0), output.end_logits[0].log_softmax(0)
+            spans = [(i, j) for i in passage for j in passage if i <= j < i + MAX_ANSWER_TOKENS]
+            first, last = max(spans, key=lambda span: (starts[span[0]] + ends[span[1]]).item())
+            text = record["context"][offsets[first][0] : offsets[last][1]].strip()
+            same += text == answer["answer"]
+            probability = (starts[first] + ends[last]).exp().item()
+            difference = max(difference, abs(probability - answer["probability"]))
+        checks.expect(same == len(found), f"{name}: the same answer to {same} of {len(found)} questions")
+        checks.expect(difference <= LOGIT_TOLERANCE, f"{name}: largest difference of a probability {difference:.2e}")
+
+
 def in_llama_cpp_order(weight, heads):
     """The rows of a query or key with each head's two halves interleaved, as llama.cpp's converter writes them."""
     return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
@@ -302,6 +371,10 @@ def check(options):
         # The merged folder has to work on its own, so its own tokenizer is used.
         tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
         compare_logits(checks, "merged", logits_of(model, tokenizer, texts, max_length), predictions, labels, tolerance)
+
+    print("questions", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        check_questions(checks, Path(folder), train_questions(options.fedpipe, Path(folder)))
 
     print("a language model", flush=True)
     with tempfile.TemporaryDirectory() as folder:

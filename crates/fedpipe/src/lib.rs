@@ -20,6 +20,7 @@ pub mod run_dir;
 pub mod setup;
 pub mod summary;
 pub mod task;
+mod texts;
 pub mod trained;
 mod writing;
 

@@ -193,7 +193,7 @@ fn enter(
     restored: Option<Restored>,
     around: &Surroundings<'_>,
 ) -> Result<(LocalTransport, Option<RunState>), AppError> {
-    for message in setup.skipped.iter().cloned() {
+    for message in setup.notices.iter().cloned() {
         around.observer.observe(&Event::Warning { message });
     }
     if let Some(Restored { state, warnings }) = restored {

@@ -2,10 +2,12 @@
 
 use crate::config::{self, Config};
 use crate::error::AppError;
+use crate::report::Loading;
 use crate::task::Task;
+use crate::texts::Loader;
 use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, SiloId, Trainer};
 use fedpipe_federation::partition::{Examples, Partition};
-use fedpipe_model::data::{Columns, DataError, Dataset, Example, Records, Targets, read_all};
+use fedpipe_model::data::{Columns, DataError, Dataset, Example, Targets};
 use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::{ModelSource, resolve};
 use fedpipe_model::ops::IGNORED;
@@ -33,39 +35,37 @@ pub struct Setup {
     pub train: BTreeMap<SiloId, Dataset>,
     /// The texts that the server evaluates on.
     pub test: Dataset,
-    /// What was left out of the files, for a person.
-    pub skipped: Vec<String>,
+    /// What a person should know of the files: what was left out of them.
+    pub notices: Vec<String>,
     silos: Vec<SiloSettings>,
 }
 
 impl Setup {
-    /// Opens the model, reads and tokenises the texts and splits them over the silos. Writes nothing.
+    /// Opens the model, reads and tokenises the texts and splits them over the silos. Writes nothing but tokens to the
+    /// cache folder.
     ///
     /// # Errors
     /// When the model or a file cannot be used, or the texts cannot be split as asked.
-    pub fn load(config: &Config) -> Result<Self, AppError> {
+    pub fn load(config: &Config, loading: &Loading) -> Result<Self, AppError> {
         let base = Arc::new(open_model(&config.model)?);
         check_length(&base, config.training.max_length)?;
         let columns = columns(config);
-        let mut skipped = Vec::new();
-        let mut read = |paths: &[PathBuf], columns: &Columns| {
-            let records = read_all(paths, columns, config.data.on_bad_record)?;
-            skipped.extend(skipped_note(&records));
-            Ok::<_, AppError>(records.examples)
-        };
-        let shared = read(&config.data.train, &columns)?;
+        let mut loader = Loader::new(config, loading);
+        let mut shared = loader.read(&config.data.train, &columns)?;
         let mut own = BTreeMap::new();
         for silo in config.silos.iter().filter(|s| !s.data.is_empty()) {
             let columns = Columns { site: None, ..columns.clone() };
-            own.insert(SiloId::new(&silo.name), read(&silo.data, &columns)?);
+            own.insert(SiloId::new(&silo.name), loader.read(&silo.data, &columns)?);
         }
-        let test = read(&config.data.test, &Columns { site: None, ..columns })?;
+        let mut test = loader.read(&config.data.test, &Columns { site: None, ..columns })?;
 
         let task = Task::of(&config.task, &base, shared.iter().chain(own.values().flatten()))?;
-        let encoder = base.text_encoder(config.training.max_length)?;
-        let mut train = split(config, &shared, &task.texts(&encoder, &shared)?)?;
-        for (silo, examples) in own {
-            train.insert(silo, task.texts(&encoder, &examples)?);
+        let counted = loading.clone();
+        let encoder = base.text_encoder(config.training.max_length)?.watched(move || counted.count());
+        let data = loader.encode(&task, &encoder, &mut shared)?;
+        let mut train = split(config, &shared, &data)?;
+        for (silo, mut examples) in own {
+            train.insert(silo, loader.encode(&task, &encoder, &mut examples)?);
         }
         let train =
             train.into_iter().map(|(silo, data)| (silo, task.packed(data, &encoder).without_passages())).collect();
@@ -77,8 +77,9 @@ impl Setup {
             bandwidth_mbps: silo.bandwidth_mbps,
             cache: config.training.activation_cache.then(|| cache(config)),
         });
-        let test = task.packed(task.texts(&encoder, &test)?, &encoder);
-        Ok(Self { test, silos: silos.collect(), base, spec, task, train, skipped })
+        let test = task.packed(loader.encode(&task, &encoder, &mut test)?, &encoder);
+        loading.end();
+        Ok(Self { test, silos: silos.collect(), base, spec, task, train, notices: loader.notices })
     }
 
     /// The silos of this process behind a transport.
@@ -249,13 +250,6 @@ fn split(config: &Config, examples: &[Example], data: &Dataset) -> Result<BTreeM
     let parts = partition.split(Examples { labels: &labels, sites: sites.as_deref() }, &silos, min_examples, seed)?;
     let of = |indices: Vec<usize>| data.subset(&indices.into_iter().flat_map(|i| texts[i].clone()).collect::<Vec<_>>());
     Ok(parts.into_iter().map(|(silo, indices)| (silo, of(indices))).collect())
-}
-
-/// How many records were skipped, and what is wrong with the first.
-fn skipped_note(records: &Records) -> Option<String> {
-    let first = records.reasons.first()?;
-    let (skipped, all) = (records.skipped, records.skipped + records.examples.len() as u64);
-    Some(format!("{skipped} of {all} records are left out, the first because of this: {first}"))
 }
 
 /// What the partition tells examples apart by, where it does so by a column.

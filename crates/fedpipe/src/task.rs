@@ -88,6 +88,16 @@ impl Task {
         })
     }
 
+    /// All that its texts hang on, beside the model's tokenizer.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Classification(labels) => format!("classification {:?}", labels.names()),
+            Self::SpanQa(reading) => format!("span-qa {reading:?}"),
+            Self::Instruct(instructions) => format!("instruct {}", instructions.identity()),
+            Self::Lm { end } => format!("lm {end:?}"),
+        }
+    }
+
     /// The texts as they are learnt: documents are packed, all else stays as it is.
     pub fn packed(&self, data: Dataset, encoder: &TextEncoder) -> Dataset {
         match self {

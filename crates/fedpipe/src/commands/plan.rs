@@ -3,6 +3,7 @@
 use crate::cli::PlanArgs;
 use crate::config::Config;
 use crate::error::AppError;
+use crate::report::Loading;
 use crate::run::{Surroundings, plan_only, plan_text};
 use crate::setup::Setup;
 use fedpipe_core::{Event, Observer, Stop};
@@ -26,7 +27,7 @@ impl Observer for Warnings {
 /// Enrols, identifies and plans, and prints the plan.
 pub fn plan(args: &PlanArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError> {
     let config = Config::load(&args.config, &args.set)?;
-    let setup = Setup::load(&config)?;
+    let setup = Setup::load(&config, &Loading::new(false))?;
     let stop = Stop::default();
     let around = Surroundings { observer: &Warnings, stop: &stop, meter };
     let Some(state) = plan_only(&config, &setup, &around)? else { return Ok(()) };

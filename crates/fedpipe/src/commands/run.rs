@@ -4,7 +4,7 @@ use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::error::AppError;
 use crate::interrupt::stop_on_interrupt;
-use crate::report::{Fanout, ReportContext};
+use crate::report::{Fanout, Loading, ReportContext};
 use crate::run::{self, Ending, Surroundings};
 use crate::run_dir::RunDir;
 use crate::setup::Setup;
@@ -18,11 +18,12 @@ pub fn run(args: &RunArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError> {
     stop_on_interrupt(&stop).map_err(AppError::other)?;
     // Everything that a user may have got wrong is read before a folder is made.
     let resumed = args.resume.is_some();
+    let loading = Loading::new(args.quiet);
     let (config, setup, run_dir) = match (&args.resume, &args.config) {
         (Some(dir), _) => {
             let run_dir = RunDir::resume(dir)?;
             let config = run_dir.config()?;
-            (config.clone(), Setup::load(&config)?, run_dir)
+            (config.clone(), Setup::load(&config, &loading)?, run_dir)
         }
         (None, Some(file)) => {
             let mut config = Config::load(file, &args.set)?;
@@ -30,7 +31,7 @@ pub fn run(args: &RunArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError> {
                 config.output.dir.clone_from(dir);
             }
             RunDir::check_free(&config.output.dir)?;
-            let setup = Setup::load(&config)?;
+            let setup = Setup::load(&config, &loading)?;
             let run_dir = RunDir::create(&config)?;
             (config, setup, run_dir)
         }

@@ -134,6 +134,8 @@ pub struct DataConfig {
     pub test: Vec<PathBuf>,
     /// What is done with a record that cannot be used.
     pub on_bad_record: OnBadRecord,
+    /// Whether tokens of large data are kept in this user's cache folder for the next run.
+    pub keep_tokens: bool,
     /// Where in them the texts are.
     #[serde(flatten)]
     pub columns: DataColumns,

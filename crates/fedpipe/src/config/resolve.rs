@@ -97,6 +97,7 @@ fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> Da
         "skip" => OnBadRecord::Skip,
         _ => OnBadRecord::Error,
     };
+    let keep_tokens = section.optional("keep_tokens").unwrap_or(true);
     let mut column = |name: &'static str| section.optional(name).unwrap_or_else(|| name.into());
     let columns = match (task.kind.as_str(), task.instruction_format()) {
         ("instruct", InstructionFormat::Completion) => {
@@ -118,7 +119,7 @@ fn data(mut section: Section<'_>, silos: &[SiloConfig], task: &TaskConfig) -> Da
         _ => DataColumns::Labelled { text: column("text"), label: column("label") },
     };
     section.finish();
-    DataConfig { train, test, on_bad_record, columns }
+    DataConfig { train, test, on_bad_record, keep_tokens, columns }
 }
 
 fn paths(section: &mut Section<'_>, key: &'static str) -> Vec<PathBuf> {

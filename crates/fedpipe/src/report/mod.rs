@@ -4,9 +4,12 @@ mod events;
 pub(crate) mod format;
 pub mod html;
 mod lines;
+mod loading;
 pub mod plan;
 mod progress;
 mod tensorboard;
+
+pub use loading::Loading;
 
 use crate::run_dir::RunDir;
 use fedpipe_core::{Event, Observer};

@@ -89,7 +89,7 @@ impl Progress {
 }
 
 /// The template is a constant of this file, and a test draws each; a plain bar stands in for a broken one.
-fn style(template: &str) -> ProgressStyle {
+pub(super) fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 

@@ -21,7 +21,7 @@ impl Options {
         let mut options = Self {
             models: MODELS.iter().map(|model| model.name).collect(),
             tokens: vec![1, 8, 64, 512, 2048],
-            rounds: 6,
+            rounds: 4,
             limit_only: false,
             peer_only: false,
             json: None,
@@ -32,7 +32,7 @@ impl Options {
                 "--models" => options.models = value()?.split(',').map(model).collect::<Result<_, _>>()?,
                 "--tokens" => options.tokens = value()?.split(',').map(tokens).collect::<Result<_, _>>()?,
                 "--json" => options.json = Some(value()?.into()),
-                "--quick" => options.rounds = 2,
+                "--quick" => options.rounds = 1,
                 "--limit" => options.limit_only = true,
                 "--peer" => options.peer_only = true,
                 other => return Err(format!("{other}: unknown; see the head of bench_products/main.rs")),

@@ -63,6 +63,16 @@ impl Row {
         self.gflops / self.limit_gflops
     }
 
+    /// The better of two measurements of one product.
+    pub fn best(self, other: Self) -> Self {
+        Self {
+            gflops: self.gflops.max(other.gflops),
+            limit_gflops: self.limit_gflops.max(other.limit_gflops),
+            weights_gb_s: self.weights_gb_s.max(other.weights_gb_s),
+            ..self
+        }
+    }
+
     /// Length of the sums.
     fn depth(&self) -> usize {
         match self.direction {

@@ -45,7 +45,7 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
         }
     }
     for part in tile.parts {
-        let (left, mut right) = tile.sides_of(part);
+        let (left, mut right, right_stride) = tile.sides_of(part, 2 * LANES);
         macro_rules! accumulate {
             ($lane:expr, $ahead:expr) => {
                 for p in 0..part.depth {
@@ -62,8 +62,8 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
                         }
                     }
                     _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add($ahead(p)).cast());
-                    // SAFETY: at most the end of the panel.
-                    right = unsafe { right.add(VECTORS * LANES) };
+                    // Behind the last row of a side that lies in rows there is nothing, and nothing is read.
+                    right = right.wrapping_add(right_stride);
                 }
             };
         }

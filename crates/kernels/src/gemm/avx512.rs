@@ -49,7 +49,9 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E
         }
     }
     for part in tile.parts {
-        let (left, mut right) = tile.sides_of(part);
+        let (left, mut right, right_stride) = tile.sides_of(part, 2 * LANES);
+        // Pairs are always packed; a constant is one register less.
+        let right_stride = if PAIRS { VECTORS * LANES } else { right_stride };
         macro_rules! accumulate {
             ($lane:expr, $ahead:expr) => {
                 for p in 0..part.depth {
@@ -67,8 +69,8 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E
                     }
                     // The next rows come from afar; behind the last there is nothing to read, which is allowed.
                     _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add($ahead(p)).cast());
-                    // SAFETY: at most the end of the panel.
-                    right = unsafe { right.add(VECTORS * LANES) };
+                    // Behind the last row of a side that lies in rows there is nothing, and nothing is read.
+                    right = right.wrapping_add(right_stride);
                 }
             };
         }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::few::{are_few, sum_of_few};
-use super::micro::{Initial, LeftLayout, Part, Tile};
+use super::micro::{Initial, LeftLayout, Part, RightLayout, Tile};
 use super::pack::{Across, Operand, Panel, Rows, Strided, left_len, left_panels, right_len, right_panels};
 use super::{Extents, Kernel, Right, Target, TargetBase, check, for_each};
 use crate::dispatch::Path;
@@ -24,6 +24,8 @@ const DEPTH_LANES: usize = 1024;
 const ROWS_AT_ONCE: usize = 1024;
 /// Working memory for the packed left sides, in bytes, that a deep product trades rows for.
 const LEFT_BYTES: usize = 16 << 20;
+/// Most rows for which a right side that lies as tiles can read it is not packed, measured.
+const LYING_ROWS: usize = 16;
 /// Multiply-adds below which a second thread costs more than it brings.
 const SERIAL_WORK: usize = 1 << 17;
 
@@ -324,7 +326,7 @@ impl Chunk<'_> {
             left: left.as_ptr(),
             layout,
             right: thin.lanes.as_ptr(),
-            right_step: lanes_deep * kernel.columns(),
+            right_layout: RightLayout::Panels(lanes_deep * kernel.columns()),
         };
         for (i, rows) in self.panels(depth, from, to).enumerate() {
             let rows = Panel { start: rows.start - first, ..rows };
@@ -423,6 +425,15 @@ struct Piece<'a> {
     offset: usize,
 }
 
+impl Piece<'_> {
+    /// Its right side where it lies, for the columns from `first` on, and the lanes from row to row; none where `rows` are
+    /// enough for packing to pay.
+    fn lying(&self, kernel: Kernel, first: usize, columns: usize, rows: usize) -> Option<(&[u32], usize)> {
+        let lying = || self.right.lying_across(kernel, first, columns, self.depth.clone());
+        if rows <= LYING_ROWS { lying() } else { None }
+    }
+}
+
 impl Job {
     /// # Safety
     /// Nobody else touches these elements of the target.
@@ -441,7 +452,8 @@ impl Job {
         let mut between = Scratch::<f32>::take(between);
         let mut parts = Vec::new();
         for (b, block) in blocks.iter().enumerate() {
-            for piece in &block.pieces {
+            let rows = last_row - first_row;
+            for piece in block.pieces.iter().filter(|piece| piece.lying(kernel, first, columns, rows).is_none()) {
                 let panels = right_panels(kernel, columns, piece.depth.len());
                 let to = &mut expanded[piece.offset..];
                 piece.right.pack(kernel, first, panels, piece.depth.clone(), to);
@@ -458,9 +470,14 @@ impl Job {
                         (&panels[skipped * kernel.left_stride()..], LeftLayout::Panels(step))
                     }
                 };
-                let right_step = depth * kernel.columns();
-                let right = &expanded[piece.offset..][..right_len(kernel, columns, piece.depth.len())];
-                Part { depth, left: left.as_ptr(), layout, right: right.as_ptr(), right_step }
+                let (right, right_layout) = match piece.lying(kernel, first, columns, rows) {
+                    Some((rows, stride)) => (rows, RightLayout::Rows(stride)),
+                    None => {
+                        let len = right_len(kernel, columns, piece.depth.len());
+                        (&expanded[piece.offset..][..len], RightLayout::Panels(depth * kernel.columns()))
+                    }
+                };
+                Part { depth, left: left.as_ptr(), layout, right: right.as_ptr(), right_layout }
             }));
             let is_last = b + 1 == blocks.len();
             for (i, rows) in chunk.panels(0, from, to).enumerate() {

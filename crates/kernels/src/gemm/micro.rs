@@ -19,16 +19,15 @@ pub(crate) enum Base {
     Output,
 }
 
-/// One term of the sums of many tiles: a left side by packed right panels.
+/// One term of the sums of many tiles: a left side by a right one.
 #[derive(Clone, Copy)]
 pub(crate) struct Part {
     /// Lanes along the depth.
     pub(crate) depth: usize,
     pub(crate) left: *const u32,
     pub(crate) layout: LeftLayout,
-    /// Panels of `[depth, vectors · Kernel::lanes]`, `right_step` lanes apart.
     pub(crate) right: *const u32,
-    pub(crate) right_step: usize,
+    pub(crate) right_layout: RightLayout,
 }
 
 /// How a left side lies.
@@ -37,6 +36,15 @@ pub(crate) enum LeftLayout {
     /// Panels of `[depth, Kernel::left_stride]`, so many lanes apart.
     Panels(usize),
     /// Rows, so many lanes apart, as [`Kernel::reads_rows`] can read.
+    Rows(usize),
+}
+
+/// How a right side lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RightLayout {
+    /// Panels of `[depth, vectors · Kernel::lanes]`, so many lanes apart.
+    Panels(usize),
+    /// Rows of the depth, so many lanes apart; the panels lie beside each other in them.
     Rows(usize),
 }
 
@@ -88,15 +96,19 @@ pub(crate) struct Tile<'a, E> {
 }
 
 impl<E> Tile<'_, E> {
-    /// Where the tile's left side and right panel of a part start.
+    /// Where the tile's left side and right panel of a part start, and the lanes from one step in depth to the next of the
+    /// latter. A full panel is `width` lanes wide.
     #[inline(always)]
-    pub(super) fn sides_of(&self, part: &Part) -> (*const f32, *const f32) {
+    pub(super) fn sides_of(&self, part: &Part, width: usize) -> (*const f32, *const f32, usize) {
         let left = part.left.wrapping_add(match part.layout {
             LeftLayout::Panels(step) => self.panels.0 * step,
             LeftLayout::Rows(stride) => self.first_row * stride,
         });
-        let right = part.right.wrapping_add(self.panels.1 * part.right_step);
-        (left.cast(), right.cast())
+        let (panel, stride) = match part.right_layout {
+            RightLayout::Panels(step) => (self.panels.1 * step, self.vectors * width / 2),
+            RightLayout::Rows(stride) => (self.panels.1 * width, stride),
+        };
+        (left.cast(), part.right.wrapping_add(panel).cast(), stride)
     }
 }
 

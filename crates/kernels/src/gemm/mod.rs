@@ -28,7 +28,7 @@ pub(crate) use pack::{Across, Operand, Plain, Rows, Strided, read_row_by_row, ro
 use crate::element::Element;
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
-use micro::{LeftLayout, Part, Tile};
+use micro::{LeftLayout, Part, RightLayout, Tile};
 use pack::{Panel, left_len, left_panels, right_len, right_panels};
 
 /// Extents of a product: `[rows, depth] · [depth, columns]`.
@@ -191,7 +191,7 @@ pub(crate) unsafe fn multiply<E: Element>(
         left: left.lanes.as_ptr(),
         layout: LeftLayout::Panels(lanes * kernel.left_stride()),
         right: right.lanes.as_ptr(),
-        right_step: kernel.depth_lanes(right.depth) * kernel.columns(),
+        right_layout: RightLayout::Panels(kernel.depth_lanes(right.depth) * kernel.columns()),
     };
     for (i, rows) in left_panels(kernel, left.rows, depth).enumerate() {
         for (j, columns) in right.panels(kernel, columns).enumerate() {

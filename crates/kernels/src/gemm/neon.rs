@@ -44,7 +44,7 @@ unsafe fn multiply<const ROWS: usize, const REGISTERS: usize, const COLUMNS: usi
         }
     }
     for part in tile.parts {
-        let (mut left, mut right) = tile.sides_of(part);
+        let (mut left, mut right, right_stride) = tile.sides_of(part, 4 * LANES);
         for _ in 0..part.depth {
             // SAFETY: the left panel holds `depth` rows of LEFT_STRIDE lanes.
             let rows = unsafe { [vld1q_f32(left), vld1q_f32(left.add(LANES))] };
@@ -64,11 +64,8 @@ unsafe fn multiply<const ROWS: usize, const REGISTERS: usize, const COLUMNS: usi
                 )*};
             }
             rows!(0 1 2 3 4 5);
-            // SAFETY: at most the end of the panels.
-            unsafe {
-                left = left.add(LEFT_STRIDE);
-                right = right.add(COLUMNS);
-            }
+            left = left.wrapping_add(LEFT_STRIDE);
+            right = right.wrapping_add(right_stride);
         }
     }
     let mut plain = [[0f32; COLUMNS]; ROWS];

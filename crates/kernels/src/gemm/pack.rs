@@ -152,6 +152,25 @@ impl Operand<'_> {
         (!aliased).then(|| (&lanes[..len], stride))
     }
 
+    /// The columns from `first` on of the rows `depth` as lanes of the kernel, and the lanes from row to row, where tiles
+    /// can read whole panels of them as they lie.
+    pub(crate) fn lying_across(
+        &self,
+        kernel: Kernel,
+        first: usize,
+        columns: usize,
+        depth: Range<usize>,
+    ) -> Option<(&[u32], usize)> {
+        let (Across::Columns, false, Some(Plain::F32(plain))) = (self.across, kernel.pairs(), self.source.plain())
+        else {
+            return None;
+        };
+        // The last panel is one vector wide where that is enough.
+        let len = depth.len().checked_sub(1)? * plain.row_stride + columns.next_multiple_of(kernel.lanes());
+        let lanes = plain.lanes(depth.start, first, len);
+        (lanes.len() == len).then_some((lanes, plain.row_stride))
+    }
+
     fn pack_rows(&self, kernel: Kernel, first: usize, panel: Panel, depth: Range<usize>, to: &mut [u32]) {
         let path = kernel.path();
         let plain = self.source.plain();
@@ -214,21 +233,19 @@ impl Operand<'_> {
             });
             return;
         }
-        let plain = self.source.plain();
+        if let Some((from, row_stride)) = self.lying_across(kernel, columns.start, whole, depth.clone()) {
+            for panel in panels {
+                let to = &mut to[panel.offset..][..depth.len() * panel.stride];
+                copy_pieces(kernel.path(), &from[panel.start - start..], row_stride, panel.stride, to);
+            }
+            return;
+        }
         for (p, row) in depth.enumerate() {
-            if let Some(plain) = plain {
+            if let Some(plain) = self.source.plain() {
                 plain.fetch_ahead(row + ROWS_AHEAD, columns.clone());
             }
-            let direct = match plain {
-                Some(Plain::F32(plain)) => plain.lanes(row, columns.start, whole),
-                _ => &[],
-            };
-            if direct.len() == whole {
-                copy(p, direct);
-            } else {
-                self.source.read(kernel.path(), row, columns.clone(), as_f32(&mut lanes[..width]));
-                copy(p, &lanes);
-            }
+            self.source.read(kernel.path(), row, columns.clone(), as_f32(&mut lanes[..width]));
+            copy(p, &lanes);
         }
     }
 
@@ -275,6 +292,42 @@ fn as_f32(lanes: &mut [u32]) -> &mut [f32] {
 fn as_bf16(lanes: &mut [u32]) -> &mut [u16] {
     // SAFETY: half the size, a weaker alignment, every bit pattern is valid in both.
     unsafe { std::slice::from_raw_parts_mut(lanes.as_mut_ptr().cast(), 2 * lanes.len()) }
+}
+
+multiversion!(fn copy_pieces(from: &[u32], row_stride: usize, width: usize, to: &mut [u32]) = copy_pieces_body);
+
+/// Copies the first `width` lanes of rows `row_stride` apart, one behind the other.
+#[inline(always)]
+fn copy_pieces_body<const FMA: bool>(from: &[u32], row_stride: usize, width: usize, to: &mut [u32]) {
+    match width {
+        8 => copy_pieces_of::<8>(from, row_stride, to),
+        16 => copy_pieces_of::<16>(from, row_stride, to),
+        32 => copy_pieces_of::<32>(from, row_stride, to),
+        _ => unreachable!("a panel {width} lanes wide"),
+    }
+}
+
+#[inline(always)]
+fn copy_pieces_of<const WIDTH: usize>(from: &[u32], row_stride: usize, to: &mut [u32]) {
+    for (row, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
+        let at = row * row_stride;
+        for lane in (0..WIDTH).step_by(LINE_LANES) {
+            fetch(from.as_ptr().wrapping_add(at + ROWS_AHEAD * row_stride + lane));
+        }
+        to.copy_from_slice(&from[at..at + WIDTH]);
+    }
+}
+
+/// Brings the cache line of an address closer, if there is such an address.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no such instruction in stable Rust"))]
+fn fetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is in every x86-64, and any address may be asked for.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
 }
 
 multiversion!(fn interleave(even: &[u16], odd: &[u16], to: &mut [u32]) = interleave_body);
@@ -356,14 +409,9 @@ impl<'a> Strided<'a, bf16> {
 }
 
 impl<'a, E: Element> Strided<'a, E> {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no such instruction in stable Rust"))]
     fn fetch_ahead(self, row: usize, columns: Range<usize>) {
-        #[cfg(target_arch = "x86_64")]
         for column in columns.step_by(LINE_LANES * size_of::<u32>() / size_of::<E>()) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let address = self.data.as_ptr().wrapping_add(row * self.row_stride + column);
-            // SAFETY: SSE is in every x86-64, and any address may be asked for.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+            fetch(self.data.as_ptr().wrapping_add(row * self.row_stride + column));
         }
     }
 

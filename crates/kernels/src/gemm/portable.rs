@@ -43,7 +43,7 @@ unsafe fn multiply<const ROWS: usize, E: Element>(tile: &Tile<'_, E>, skipped: u
         }
     }
     for part in tile.parts {
-        let (mut left, right) = tile.sides_of(part);
+        let (mut left, right, right_stride) = tile.sides_of(part, 2 * LANES);
         let mut right = right.wrapping_add(skipped);
         for _ in 0..part.depth {
             // SAFETY: the right panel holds `depth` rows with LANES lanes from here, the left one `depth` rows of
@@ -53,7 +53,7 @@ unsafe fn multiply<const ROWS: usize, E: Element>(tile: &Tile<'_, E>, skipped: u
                 *sums = std::array::from_fn(|j| sums[j] + value * columns[j]);
             }
             left = left.wrapping_add(LEFT_STRIDE);
-            right = right.wrapping_add(tile.vectors * LANES);
+            right = right.wrapping_add(right_stride);
         }
     }
     // SAFETY: the caller's promise; the sums hold ROWS rows of LANES.

@@ -2,7 +2,9 @@
 
 use super::{DataError, Dataset, Example, Labels, SECOND_TEXT, Targets};
 use rayon::prelude::*;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokenizers::{
     EncodeInput, Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy,
 };
@@ -18,6 +20,17 @@ pub struct TextEncoder {
     vocabulary: usize,
     /// Whether tokens of a pair's second text are marked.
     segments: bool,
+    on_text: Option<OnText>,
+}
+
+/// Told of every text that became tokens, from several threads.
+#[derive(Clone)]
+struct OnText(Arc<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for OnText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnText")
+    }
 }
 
 impl TextEncoder {
@@ -53,7 +66,21 @@ impl TextEncoder {
         let mut whole = tokenizer.clone();
         whole.with_truncation(None).map_err(|e| error(e.to_string()))?;
         tokenizer.with_truncation(Some(truncation)).map_err(|e| error(e.to_string()))?;
-        Ok(Self { tokenizer, whole, path, max_length, vocabulary, segments })
+        Ok(Self { tokenizer, whole, path, max_length, vocabulary, segments, on_text: None })
+    }
+
+    /// The same, which says of every text that it is done, from several threads.
+    pub fn watched(self, on_text: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { on_text: Some(OnText(Arc::new(on_text))), ..self }
+    }
+
+    /// All that its tokens hang on.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be written.
+    pub fn identity(&self) -> Result<String, DataError> {
+        let tokenizer = self.tokenizer.to_string(false).map_err(|e| self.unfit(e.to_string()))?;
+        Ok(format!("{} {} {}\n{tokenizer}", self.max_length, self.vocabulary, self.segments))
     }
 
     /// The tokenizer, which cuts nothing.
@@ -95,9 +122,24 @@ impl TextEncoder {
     /// # Errors
     /// When a token is not in the model's vocabulary.
     pub fn texts(&self, texts: &[(&str, Option<&str>)]) -> Result<Dataset, DataError> {
-        let tokens =
-            texts.par_iter().map(|&(text, second)| self.tokens(text, second)).collect::<Result<Vec<_>, _>>()?;
+        let tokens = self.each(texts, |&(text, second)| self.tokens(text, second))?;
         self.checked(Dataset::pack(&tokens, Targets::None))
+    }
+
+    /// What `encode` makes of every item, in parallel, in their order.
+    pub(super) fn each<I: Sync, T: Send>(
+        &self,
+        items: &[I],
+        encode: impl Fn(&I) -> Result<T, DataError> + Sync,
+    ) -> Result<Vec<T>, DataError> {
+        let one = |item| {
+            let encoded = encode(item)?;
+            if let Some(OnText(on_text)) = &self.on_text {
+                on_text();
+            }
+            Ok(encoded)
+        };
+        items.par_iter().map(one).collect()
     }
 
     fn tokens(&self, text: &str, second: Option<&str>) -> Result<Vec<u32>, DataError> {

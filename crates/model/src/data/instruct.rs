@@ -3,7 +3,6 @@
 use super::chat::{ChatError, ChatTemplate, Conversation, Message, Prompt};
 use super::{DataError, Dataset, Example, Targets, TextEncoder};
 use fedpipe_kernels::IGNORED;
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 const USER: &str = "user";
@@ -98,6 +97,15 @@ impl PromptTemplate {
 }
 
 impl Instructions {
+    /// All that its texts hang on.
+    pub fn identity(&self) -> String {
+        let template = match &self.template {
+            PromptTemplate::Chat(template) => template.identity(),
+            PromptTemplate::Plain { end } => format!("{end:?}"),
+        };
+        format!("{:?} {template}", self.format)
+    }
+
     /// The messages of a record before its last answer, and that answer if it has one.
     fn split(&self, example: &Example) -> Result<(Vec<Message>, Option<String>), DataError> {
         let question = match self.format {
@@ -183,8 +191,8 @@ impl TextEncoder {
     /// When a record is no conversation, a template fails, or nothing of an answer is left within the length that texts
     /// are cut to.
     pub fn instructions(&self, examples: &[Example], instructions: &Instructions) -> Result<Dataset, DataError> {
-        let encoded = examples.par_iter().map(|example| self.instruction(example, instructions));
-        let (ids, next): (Vec<_>, Vec<_>) = encoded.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let encoded = self.each(examples, |example| self.instruction(example, instructions))?;
+        let (ids, next): (Vec<_>, Vec<_>) = encoded.into_iter().unzip();
         let dataset = Dataset::pack(&ids, Targets::Tokens(next.concat()));
         self.checked(dataset)
     }
@@ -220,13 +228,12 @@ impl TextEncoder {
     /// # Errors
     /// When the tokenizer refuses a text, or a token is not in the model's vocabulary.
     pub fn documents(&self, examples: &[Example], end: Option<u32>) -> Result<Dataset, DataError> {
-        let tokens = examples.par_iter().map(|example| {
+        let documents = self.each(examples, |example| {
             let encoding = self.whole().encode_fast(example.text.as_str(), true);
             let mut ids = encoding.map_err(|e| self.refused(e.to_string()))?.get_ids().to_vec();
             ids.extend(end.filter(|end| ids.last() != Some(end)));
             Ok(ids)
-        });
-        let documents = tokens.collect::<Result<Vec<_>, DataError>>()?;
+        })?;
         let next = documents.iter().flat_map(|ids| ids.iter().skip(1).copied().chain([IGNORED]).take(ids.len()));
         let dataset = Dataset::pack(&documents, Targets::Tokens(next.collect()));
         self.checked(dataset)

@@ -6,6 +6,7 @@ mod dataset;
 mod encode;
 mod error;
 mod instruct;
+mod kept;
 mod labels;
 mod questions;
 mod read;
@@ -19,6 +20,5 @@ pub use instruct::{Exchange, InstructionFormat, Instructions, PromptTemplate};
 pub use labels::Labels;
 pub use questions::{Question, Questions, Reading, Span, Spans, has_answer};
 pub use read::{
-    COMPRESSIONS, Columns, EXTENSIONS, Example, MAX_RECORD_BYTES, OnBadRecord, Origin, Records, read, read_all,
-    read_records,
+    COMPRESSIONS, Columns, EXTENSIONS, Example, MAX_RECORD_BYTES, OnBadRecord, Origin, Records, read, read_records,
 };

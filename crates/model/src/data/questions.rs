@@ -1,7 +1,6 @@
 //! Questions whose answers stand in a passage, and the windows that long passages are cut into.
 
 use super::{DataError, Dataset, Example, Origin, Targets, TextEncoder};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,7 +36,7 @@ pub struct Span {
 }
 
 /// A question, to read its answer back as text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// What is asked.
     pub question: String,
@@ -48,7 +47,7 @@ pub struct Question {
 }
 
 /// A piece of a passage behind its question.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Window {
     /// Place of the piece's first token in the text.
     first: u32,
@@ -57,7 +56,7 @@ struct Window {
 }
 
 /// The questions of a dataset and their windows.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Questions {
     questions: Vec<Question>,
     windows: Vec<Window>,
@@ -101,6 +100,11 @@ impl Questions {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Question> {
         self.questions.iter()
+    }
+
+    /// Whether the question and the window of a span are among these.
+    pub(super) fn has(&self, span: Span) -> bool {
+        (span.question as usize) < self.questions.len() && (span.window as usize) < self.windows.len()
     }
 
     /// Tokens of a window that are the passage's, by their places in the text.
@@ -194,8 +198,7 @@ impl TextEncoder {
     /// When answers are not where they are said to be, or the stride leaves no room.
     pub fn questions(&self, examples: &[Example], reading: Reading) -> Result<Dataset, DataError> {
         let cutter = Cutter::new(self, reading)?;
-        let cut = |example: &Example| cutter.cut(example);
-        let all: Vec<Vec<Cut>> = examples.par_iter().map(cut).collect::<Result<_, _>>()?;
+        let all: Vec<Vec<Cut>> = self.each(examples, |example| cutter.cut(example))?;
         let (mut ids, mut places, mut kept) = (Vec::new(), Vec::new(), Questions::default());
         for (question, (cuts, example)) in (0..).zip(all.into_iter().zip(examples)) {
             for Cut { ids: tokens, window, start, end } in cuts {
@@ -283,6 +286,16 @@ impl<'a> Cutter<'a> {
             start: start as u32,
             end: end as u32,
         }
+    }
+}
+
+#[cfg(test)]
+impl Questions {
+    /// So many questions and windows, of no matter what.
+    pub(super) fn of_windows(questions: usize, windows: usize) -> Self {
+        let question = Question { question: "who?".into(), passage: "nobody".into(), answers: vec![] };
+        let window = Window { first: 3, tokens: vec![0..6] };
+        Self { questions: vec![question; questions], windows: vec![window; windows] }
     }
 }
 

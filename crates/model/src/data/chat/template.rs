@@ -123,6 +123,12 @@ impl ChatTemplate {
         self.environment.get_template(NAME).and_then(|template| template.render(values)).map_err(|e| failure(&e))
     }
 
+    /// All that its texts hang on.
+    pub(in crate::data) fn identity(&self) -> String {
+        let source = self.environment.get_template(NAME).map(|template| template.source().to_string());
+        format!("{:?} {:?}\n{}", self.bos, self.eos, source.unwrap_or_default())
+    }
+
     /// The text that ends an answer, if the model has one.
     pub(super) fn eos(&self) -> Option<&str> {
         self.eos.as_deref().filter(|eos| !eos.is_empty())

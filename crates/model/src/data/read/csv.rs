@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::path::Path;
 
-pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
+pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let mut records = Records::open(path)?;
     let Some((header, origin)) = records.next()?.transpose()? else { return Ok(()) };
     let places = Places::of(columns, &header.iter().collect::<Vec<_>>(), &origin)?;

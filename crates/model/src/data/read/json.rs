@@ -12,7 +12,7 @@ use std::path::Path;
 /// Largest document that is read whole; lines have no such bound, since they are read one by one.
 const MAX_ARRAY_BYTES: u64 = 1 << 30;
 
-pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
+pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     match layout(path)? {
         Layout::Lines => read_lines(path, columns, sink),
         Layout::Array => read_whole(path, columns, sink, |array| serde_json::from_str(array)),
@@ -43,7 +43,7 @@ fn layout(path: &Path) -> Result<Layout, DataError> {
     Ok(if members.starts_with(br#""data":["#) { Layout::Squad } else { Layout::Lines })
 }
 
-fn read_lines(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
+fn read_lines(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let mut lines = Lines::open(path)?;
     while let Some(line) = lines.next()? {
         if matches!(line, Ok((line, _)) if line.trim().is_empty()) {
@@ -61,7 +61,7 @@ fn read_lines(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), Dat
 fn read_whole(
     path: &Path,
     columns: &Columns,
-    sink: &mut Sink,
+    sink: &mut Sink<'_>,
     records: impl Fn(&str) -> serde_json::Result<Vec<Value>>,
 ) -> Result<(), DataError> {
     let start = Origin::new(path, 1);

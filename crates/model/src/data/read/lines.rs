@@ -5,7 +5,7 @@ use super::{Columns, Example, Origin, Sink};
 use crate::data::DataError;
 use std::path::Path;
 
-pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
+pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let mut lines = Lines::open(path)?;
     if let Some(column) = columns.names().nth(1) {
         let reason = format!("a text file has no column `{column}`; use .jsonl, .csv, .tsv or .parquet");

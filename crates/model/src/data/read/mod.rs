@@ -110,15 +110,20 @@ pub struct Example {
 /// # Errors
 /// [`DataError`] with the file and, where there is one, the line.
 pub fn read(path: &Path, columns: &Columns) -> Result<Vec<Example>, DataError> {
-    Ok(read_records(path, columns, OnBadRecord::Error)?.examples)
+    Ok(read_records(path, columns, OnBadRecord::Error, &|| ())?.examples)
 }
 
-/// The examples of one file, with a choice for records that cannot be used.
+/// The examples of one file, with a choice for records that cannot be used; `on_record` hears of every record.
 ///
 /// # Errors
 /// As [`read`]. Where bad records are skipped: when the file itself cannot be read, such as without a column of its
 /// header, or when not one record can be used, with what is wrong with the first.
-pub fn read_records(path: &Path, columns: &Columns, on_bad: OnBadRecord) -> Result<Records, DataError> {
+pub fn read_records(
+    path: &Path,
+    columns: &Columns,
+    on_bad: OnBadRecord,
+    on_record: &dyn Fn(),
+) -> Result<Records, DataError> {
     let (extension, compressed) = source::extension(path);
     let read = match extension.as_deref() {
         Some("tsv") => tsv::read,
@@ -128,24 +133,9 @@ pub fn read_records(path: &Path, columns: &Columns, on_bad: OnBadRecord) -> Resu
         Some("txt") => lines::read,
         _ => return Err(DataError::Extension { path: path.into() }),
     };
-    let mut sink = Sink::new(on_bad);
+    let mut sink = Sink::new(on_bad, on_record);
     read(path, columns, &mut sink)?;
     sink.finish(path)
-}
-
-/// The records of several files, one file after the other.
-///
-/// # Errors
-/// As [`read_records`].
-pub fn read_all(paths: &[impl AsRef<Path>], columns: &Columns, on_bad: OnBadRecord) -> Result<Records, DataError> {
-    let mut all = Records::default();
-    for path in paths {
-        let mut file = read_records(path.as_ref(), columns, on_bad)?;
-        all.examples.append(&mut file.examples);
-        all.skipped += file.skipped;
-        all.reasons.append(&mut file.reasons);
-    }
-    Ok(all)
 }
 
 fn io_error(path: &Path) -> impl Fn(std::io::Error) -> DataError {

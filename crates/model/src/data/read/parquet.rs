@@ -12,14 +12,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
+pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let file = File::open(path).map_err(io_error(path))?;
     // The decoder panics on some damaged files (parquet 60).
     catch_unwind(AssertUnwindSafe(|| read_rows(file, path, columns, sink)))
         .unwrap_or_else(|_| Err(Origin::new(path, 1).malformed("not a Parquet file that can be read: it is broken")))
 }
 
-fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
+fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let start = Origin::new(path, 1);
     let broken =
         |origin: &Origin, e: ParquetError| origin.malformed(format!("not a Parquet file that can be read: {e}"));

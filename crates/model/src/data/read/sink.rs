@@ -31,18 +31,20 @@ pub struct Records {
 }
 
 /// Takes the records of one file.
-pub(super) struct Sink {
+pub(super) struct Sink<'a> {
     on_bad: OnBadRecord,
+    on_record: &'a dyn Fn(),
     records: Records,
 }
 
-impl Sink {
-    pub(super) fn new(on_bad: OnBadRecord) -> Self {
-        Self { on_bad, records: Records::default() }
+impl<'a> Sink<'a> {
+    pub(super) fn new(on_bad: OnBadRecord, on_record: &'a dyn Fn()) -> Self {
+        Self { on_bad, on_record, records: Records::default() }
     }
 
     /// Takes a record, or what is wrong with it alone; the error is that of a record that may not be skipped.
     pub(super) fn take(&mut self, record: Result<Example, DataError>) -> Result<(), DataError> {
+        (self.on_record)();
         match (record, self.on_bad) {
             (Ok(example), _) => self.records.examples.push(example),
             (Err(error), OnBadRecord::Error) => return Err(error),

@@ -356,13 +356,13 @@ fn bad_records_are_skipped_and_counted_on_request() {
         [("a.jsonl", json, vec![2, 3, 4, 5]), ("a.tsv", tsv, vec![3, 4, 5]), ("a.csv", csv, vec![3, 4, 5])]
     {
         let (_folder, path) = file(name, &content);
-        let found = read_records(&path, &Columns::default(), OnBadRecord::Skip).unwrap();
+        let found = read_records(&path, &Columns::default(), OnBadRecord::Skip, &|| ()).unwrap();
         let texts: Vec<&str> = found.examples.iter().map(|e| e.text.as_str()).collect();
         assert_eq!((texts, found.skipped), (vec!["first", "last"], bad.len() as u64), "{name}");
         for (reason, line) in found.reasons.iter().zip(&bad) {
             assert!(reason.to_string().contains(&format!("{name}:{line}: ")), "{reason}");
         }
-        let first = read_records(&path, &Columns::default(), OnBadRecord::Error).unwrap_err().to_string();
+        let first = read_records(&path, &Columns::default(), OnBadRecord::Error, &|| ()).unwrap_err().to_string();
         assert_eq!(first, found.reasons[0].to_string(), "{name}");
     }
 }
@@ -371,7 +371,7 @@ fn bad_records_are_skipped_and_counted_on_request() {
 fn a_file_that_cannot_be_read_is_an_error_even_if_records_are_skipped() {
     let skip = |name: &str, content: &str| {
         let (_folder, path) = file(name, content);
-        read_records(&path, &Columns::default(), OnBadRecord::Skip).map(|r| r.skipped).unwrap_err().to_string()
+        read_records(&path, &Columns::default(), OnBadRecord::Skip, &|| ()).map(|r| r.skipped).unwrap_err().to_string()
     };
     assert!(skip("a.tsv", "labels\ttext\na\tb\n").contains("there is no column `label`"));
     assert!(skip("a.csv", "").contains("there are no examples"));
@@ -380,7 +380,7 @@ fn a_file_that_cannot_be_read_is_an_error_even_if_records_are_skipped() {
     assert!(skip("a.csv", &open_quote).contains("a.csv:3: the record is longer than"));
     let many = format!("label\ttext\na\tb\n{}", "bad\n".repeat(1000));
     let (_folder, path) = file("a.tsv", many);
-    let found = read_records(&path, &Columns::default(), OnBadRecord::Skip).unwrap();
+    let found = read_records(&path, &Columns::default(), OnBadRecord::Skip, &|| ()).unwrap();
     assert_eq!((found.skipped, found.reasons.len()), (1000, 10), "only the first reasons are kept");
 }
 
@@ -391,7 +391,7 @@ proptest! {
         for extension in EXTENSIONS.iter().map(|e| e.to_string()).chain(COMPRESSIONS.map(|e| format!("tsv.{e}"))) {
             let (_folder, path) = file(&format!("a.{extension}"), [start, &bytes].concat());
             let _ = read(&path, &Columns::default());
-            let _ = read_records(&path, &Columns::default(), OnBadRecord::Skip);
+            let _ = read_records(&path, &Columns::default(), OnBadRecord::Skip, &|| ());
         }
     }
 

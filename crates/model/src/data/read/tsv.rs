@@ -5,7 +5,7 @@ use super::{Columns, Example, Origin, Places, Sink};
 use crate::data::DataError;
 use std::path::Path;
 
-pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink) -> Result<(), DataError> {
+pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let mut lines = Lines::open(path)?;
     let (places, width) = match lines.next()?.transpose()? {
         None => return Ok(()),
