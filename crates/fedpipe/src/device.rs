@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// Raised when the cost model or the kernels change, so that old profiles are measured anew.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Bytes of the largest profile that is read.
 const MAX_BYTES: u64 = 1 << 20;
 

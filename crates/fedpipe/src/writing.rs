@@ -2,10 +2,10 @@
 
 use crate::error::AppError;
 use fedpipe_core::{Adapter, BaseFormat, Seed};
-use fedpipe_model::BaseModel;
 use fedpipe_model::data::TextEncoder;
 use fedpipe_model::generate::sampling::Decoding;
 use fedpipe_model::generate::{Request, Writer};
+use fedpipe_model::{BaseModel, on_pool};
 
 /// What writes, and how.
 pub struct Writing<'a> {
@@ -31,14 +31,13 @@ impl Writing<'_> {
         &self,
         prompts: &[Vec<u32>],
         encoder: &TextEncoder,
-        on_piece: &mut dyn FnMut(usize, &str) -> bool,
+        on_piece: &mut (dyn FnMut(usize, &str) -> bool + Send),
     ) -> Result<Vec<String>, AppError> {
         let ends = self.base.files().end_tokens()?;
         let max_positions = self.base.outline().max_positions;
         let request = Request { decoding: self.decoding, ends: &ends, max_positions, seed: self.seed };
         let layers = self.base.encoder(self.format)?;
         let head = self.base.output_head(self.format)?;
-        let writer = Writer::new(&*layers, &head, self.adapter)?;
-        Ok(writer.texts(prompts, encoder.whole(), request, on_piece)?)
+        Ok(on_pool(|| Writer::new(&*layers, &head, self.adapter)?.texts(prompts, encoder.whole(), request, on_piece))?)
     }
 }

@@ -9,6 +9,7 @@ use crate::head::SPAN;
 use crate::metrics::{answer_f1, exact_match};
 use crate::ops::{HeadTargets, Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
+use crate::pool::on_pool;
 use fedpipe_core::{Adapter, Metrics};
 
 /// Most tokens of an answer, as in the original BERT and in Transformers' example.
@@ -43,7 +44,7 @@ pub fn answers(
     unanswerable: bool,
 ) -> Result<Vec<Answer>, Error> {
     let questions = questions_of(data)?;
-    let found = Reader { questions, unanswerable }.read(encoder, adapter, data)?;
+    let found = on_pool(|| Reader { questions, unanswerable }.read(encoder, adapter, data))?;
     let texts = |(found, _): &(Scored, f64)| Answer {
         text: questions.text(found.span).trim().to_string(),
         probability: found.probability,
@@ -56,7 +57,7 @@ pub(crate) fn answered(encoder: &dyn Backbone, adapter: &Adapter, data: &Dataset
     let questions = questions_of(data)?;
     // As SQuAD's version 2: where some question has no answer, that is an answer.
     let unanswerable = questions.iter().any(|question| question.answers.is_empty());
-    let found = Reader { questions, unanswerable }.read(encoder, adapter, data)?;
+    let found = on_pool(|| Reader { questions, unanswerable }.read(encoder, adapter, data))?;
     let (mut exact, mut f1, mut loss) = (0.0, 0.0, 0.0);
     for (found, loss_of_windows) in &found {
         let text = questions.text(found.span);

@@ -9,6 +9,7 @@ use crate::head::HeadLayout;
 use crate::metrics::{Confusion, TokenLoss};
 use crate::ops::{HeadTargets, Offsets, OpsKind, Pass, Workspace};
 use crate::parameters::Parameters;
+use crate::pool::on_pool;
 use crate::task::Objective;
 use fedpipe_core::{Adapter, Metrics};
 
@@ -31,6 +32,15 @@ pub struct Prediction {
 /// # Errors
 /// When the adapter does not fit the model, or a tensor operation fails.
 pub fn logits(
+    encoder: &dyn Backbone,
+    head: &HeadLayout,
+    adapter: &Adapter,
+    data: &Dataset,
+) -> Result<Vec<Vec<f32>>, Error> {
+    on_pool(|| logits_here(encoder, head, adapter, data))
+}
+
+fn logits_here(
     encoder: &dyn Backbone,
     head: &HeadLayout,
     adapter: &Adapter,
@@ -113,6 +123,15 @@ fn written(encoder: &dyn Backbone, objective: &Objective, adapter: &Adapter, dat
 
 /// The loss of texts with targets, over all that counts.
 pub(crate) fn loss_of(
+    encoder: &dyn Backbone,
+    objective: &Objective,
+    adapter: &Adapter,
+    data: &Dataset,
+) -> Result<TokenLoss, Error> {
+    on_pool(|| loss_here(encoder, objective, adapter, data))
+}
+
+fn loss_here(
     encoder: &dyn Backbone,
     objective: &Objective,
     adapter: &Adapter,

@@ -7,6 +7,7 @@ use crate::data::{Batches, Dataset};
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::optimizer::AdamW;
 use crate::parameters::Gradients;
+use crate::pool::on_pool;
 use crate::task::Objective;
 use crate::train::{StepReport, finite};
 use fedpipe_core::{Adapter, CandidateWeight, ProbeWork, Purpose, Seed, Stop, WeightId};
@@ -21,6 +22,20 @@ const MAX_GRAD_NORM: f64 = 1.0;
 /// As [`crate::train`].
 #[expect(clippy::too_many_arguments, reason = "the same as train, and the candidates")]
 pub(crate) fn probe(
+    encoder: &dyn Backbone,
+    objective: &Objective,
+    candidates: &[CandidateWeight],
+    data: &Dataset,
+    work: &ProbeWork,
+    seed: Seed,
+    stop: &Stop,
+    on_step: &mut (dyn FnMut(StepReport) + Send),
+) -> Result<BTreeMap<WeightId, f64>, Error> {
+    on_pool(|| take_steps(encoder, objective, candidates, data, work, seed, stop, on_step))
+}
+
+#[expect(clippy::too_many_arguments, reason = "those of probe")]
+fn take_steps(
     encoder: &dyn Backbone,
     objective: &Objective,
     candidates: &[CandidateWeight],

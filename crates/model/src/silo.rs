@@ -97,7 +97,7 @@ impl SiloTrainer {
         &self,
         task: &Task,
         stop: &Stop,
-        on_step: &mut dyn FnMut(StepReport),
+        on_step: &mut (dyn FnMut(StepReport) + Send),
         warn: &dyn Fn(String),
     ) -> Result<(Outcome, Measured), Error> {
         let (mut tokens, mut loss, mut steps) = (0, 0.0, 0);

@@ -8,6 +8,7 @@ use crate::data::{Batches, Dataset};
 use crate::ops::{Offsets, OpsKind, Pass, Workspace};
 use crate::optimizer::AdamW;
 use crate::parameters::Gradients;
+use crate::pool::on_pool;
 use crate::task::Objective;
 use fedpipe_core::{Adapter, Purpose, Seed, Stop, TrainWork};
 
@@ -39,6 +40,17 @@ pub struct Training<'a> {
 /// # Errors
 /// [`Error::NotFinite`] when the loss is not a number, [`Error::Stopped`] when `stop` was requested, and tensor errors.
 pub fn train(
+    training: Training<'_>,
+    data: &Dataset,
+    work: &TrainWork,
+    seed: Seed,
+    stop: &Stop,
+    on_step: &mut (dyn FnMut(StepReport) + Send),
+) -> Result<Adapter, Error> {
+    on_pool(|| take_steps(training, data, work, seed, stop, on_step))
+}
+
+fn take_steps(
     training: Training<'_>,
     data: &Dataset,
     work: &TrainWork,
