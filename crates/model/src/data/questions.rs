@@ -294,7 +294,7 @@ impl Questions {
     /// So many questions and windows, of no matter what.
     pub(super) fn of_windows(questions: usize, windows: usize) -> Self {
         let question = Question { question: "who?".into(), passage: "nobody".into(), answers: vec![] };
-        let window = Window { first: 3, tokens: Vec::from([0..6]) };
+        let window = Window { first: 3, tokens: vec![0..3, 3..6] };
         Self { questions: vec![question; questions], windows: vec![window; windows] }
     }
 }
