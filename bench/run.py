@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures FedPipe beside its peers on this machine, prints a table and writes bench/results/DATE-PROCESSOR.json.
 
-    bench/run.py [--quick] [--steps-only] [--rounds N] [--steps N] [--e2e FILE.csv] [--out FOLDER]
+    bench/run.py [--quick] [--steps-only [NAME]] [--rounds N] [--steps N] [--e2e FILE.csv] [--out FOLDER]
 
 Products of matrices beside the processor's limit and the `gemm` crate; whole training steps beside Hugging Face PEFT.
 Settings of training run in turn, a fresh process each, and each one's best round counts: noise only ever slows. `make
@@ -251,7 +251,10 @@ def commit():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few settings, few repetitions: a look, not a result")
-    parser.add_argument("--steps-only", action="store_true", help="training steps alone, no products")
+    parser.add_argument(
+        "--steps-only", nargs="?", const="", metavar="NAME",
+        help="training steps alone, no products; only those of the workloads with NAME in their names"
+    )
     parser.add_argument("--rounds", type=int, help="how often every setting of training runs (2; quick: 1)")
     parser.add_argument("--steps", type=int, help="steps of a run, the first two not counted (22; quick: 6)")
     parser.add_argument("--python", type=Path, default=ROOT / ".venv-interop/bin/python", help="of `make reference`")
@@ -295,12 +298,12 @@ def bench(options):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # The program with the `gemm` crate at AVX-512, for products.
-        peer = has_avx512() and not options.steps_only
+        peer = has_avx512() and options.steps_only is None
         avx512 = build("fedpipe-kernels", "bench_products", folder, ["bench-gemm-avx512"]) if peer else None
         products = build("fedpipe-kernels", "bench_products", folder)
         steps_program = build("fedpipe-model", "bench_steps", folder)
         measured_products = []
-        if not options.steps_only:
+        if options.steps_only is None:
             print("\nProducts of matrices; `gemm` at AVX2 or what else it has without AVX-512", flush=True)
             measured_products.append(measure_products(products, folder, product_options))
         if avx512:
@@ -308,7 +311,8 @@ def bench(options):
             measured_products.append(measure_products(avx512, folder, ["--peer", *product_options]))
         print("\nTraining steps", flush=True)
         training = []
-        for workload, where, config in workloads(options):
+        wanted = options.steps_only or ""
+        for workload, where, config in (it for it in workloads(options) if wanted in it[0]):
             print(f"\n{workload}", flush=True)
             programs = {
                 "limit": products,

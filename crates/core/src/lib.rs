@@ -23,7 +23,7 @@ pub use event::{EVENT_VERSION, Event};
 pub use id::{SiloId, WeightId};
 pub use matrix::{Matrix, MatrixError};
 pub use model::{CandidateWeight, ModelSpec};
-pub use plan::{ActivationFormat, BaseFormat, MemoryTerms, Plan, SiloPlan, TimeTerms};
+pub use plan::{ActivationFormat, BaseFormat, MemoryTerms, Optimality, Plan, SiloPlan, TimeTerms};
 pub use profile::{DeviceProfile, LengthStats, MemoryCoefficients, SiloProfile, TimeCoefficients};
 pub use seed::{Purpose, Seed, SeedStream};
 pub use state::{Metrics, RUN_STATE_VERSION, RoundRecord, RunState, SiloRound};

@@ -179,6 +179,24 @@ pub struct SiloPlan {
     pub reasons: Vec<String>,
 }
 
+/// What a federation's plans gain together, beside the most that any plans could.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Optimality {
+    /// The silos' objectives, each by its share of the examples, less what uncovered weights cost.
+    pub objective: f64,
+    /// No plans gain more.
+    pub bound: f64,
+    /// Important weights that fewer silos train than should.
+    pub uncovered: Vec<WeightId>,
+}
+
+impl Optimality {
+    /// The share of the bound that is not reached, at most.
+    pub fn gap(&self) -> f64 {
+        (self.bound - self.objective).max(0.0) / self.bound.abs().max(f64::MIN_POSITIVE)
+    }
+}
+
 /// The plan of a federation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -186,6 +204,9 @@ pub struct Plan {
     pub deadline_s: f64,
     /// Whether the planner chose the deadline, and how.
     pub deadline_reason: String,
+    /// How good the plans are together.
+    #[serde(default)]
+    pub optimality: Optimality,
     /// A plan for every silo.
     pub silos: BTreeMap<SiloId, SiloPlan>,
 }

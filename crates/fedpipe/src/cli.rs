@@ -30,6 +30,8 @@ pub enum Command {
     Run(RunArgs),
     /// Stop after planning, and show what every silo would do and why
     Plan(PlanArgs),
+    /// Measure this machine with a run's model and texts, and show what plans are made from
+    Profile(ProfileArgs),
     /// Measure a trained model on a file of labelled texts
     Evaluate(EvaluateArgs),
     /// Label texts with a trained model
@@ -74,14 +76,40 @@ pub struct RunArgs {
 #[command(after_help = "\
 Examples:
   fedpipe plan examples/r8.toml
-  fedpipe plan examples/r8.toml --set silos.edge.memory_mib=300 --json")]
+  fedpipe plan examples/r8.toml --set silos.edge.memory_mib=300 --json
+  fedpipe plan examples/r8.toml --what-if silos.edge.memory_mib=128 --what-if silos.edge.speed=0.5")]
 pub struct PlanArgs {
     /// The run's configuration, a TOML file
     pub config: PathBuf,
     /// Set one value of the configuration; silos go by their name
     #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub set: Vec<String>,
+    /// Show what this value would change: other memory, speed or bandwidth of a silo, another deadline, other ranks
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub what_if: Vec<String>,
     /// Print the plan as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fedpipe profile`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fedpipe profile examples/r8.toml
+  fedpipe profile examples/r8.toml --again     # the machine was busy the last time
+
+A profile is kept in the user's cache folder and used again while model, formats, lengths and release are the same.")]
+pub struct ProfileArgs {
+    /// The run's configuration, a TOML file
+    pub config: PathBuf,
+    /// Set one value of the configuration; silos go by their name
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Measure anew, and keep that
+    #[arg(long)]
+    pub again: bool,
+    /// Print the profile as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -30,10 +30,22 @@ pub fn profile(
     settings: &ProfileSettings,
     around: &Surroundings<'_>,
 ) -> Result<(DeviceProfile, Option<f64>), AppError> {
-    let path = cache_dir().map(|dir| file(&dir, setup, settings));
-    if let Some(profile) = path.as_deref().and_then(read) {
-        return Ok((profile, None));
+    match cache_dir().and_then(|dir| read(&file(&dir, setup, settings))) {
+        Some(profile) => Ok((profile, None)),
+        None => measure(setup, settings, around),
     }
+}
+
+/// A new profile of this machine with this model, which is kept, and the seconds that it took.
+///
+/// # Errors
+/// When a measured step fails or a stop is requested.
+pub fn measure(
+    setup: &Setup,
+    settings: &ProfileSettings,
+    around: &Surroundings<'_>,
+) -> Result<(DeviceProfile, Option<f64>), AppError> {
+    let path = cache_dir().map(|dir| file(&dir, setup, settings));
     let start = std::time::Instant::now();
     let profile = measure_device(&setup.base, &setup.spec, settings, &**around.meter, around.stop)?;
     let kept = match path {

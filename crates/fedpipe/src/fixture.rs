@@ -2,8 +2,8 @@
 
 use fedpipe_core::{
     ActivationFormat, Adapter, BaseFormat, CacheUse, DeviceProfile, Event, Failure, FailureKind, LengthStats, LowRank,
-    Matrix, Measured, MemoryCoefficients, MemoryTerms, Metrics, Plan, RUN_STATE_VERSION, RoundRecord, RunState, Seed,
-    SiloId, SiloPlan, SiloProfile, SiloRound, TimeTerms, WeightId,
+    Matrix, Measured, MemoryCoefficients, MemoryTerms, Metrics, Optimality, Plan, RUN_STATE_VERSION, RoundRecord,
+    RunState, Seed, SiloId, SiloPlan, SiloProfile, SiloRound, TimeTerms, WeightId,
 };
 use std::collections::BTreeMap;
 
@@ -141,6 +141,7 @@ fn plan() -> Plan {
     Plan {
         deadline_s: 18.0,
         deadline_reason: "1.1 times the slowest silo".into(),
+        optimality: Optimality { objective: 1.1, bound: 1.11, uncovered: vec![] },
         silos: SILOS.iter().map(silo_plan).collect(),
     }
 }

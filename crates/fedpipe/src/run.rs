@@ -9,7 +9,7 @@ use crate::run_dir::{RunDir, file};
 use crate::setup::{Setup, model_name};
 use crate::summary::Summary;
 use fedpipe_core::{
-    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, RunState, Seed, Stop,
+    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, RunState, Seed, SiloId, Stop,
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings, Schedule};
 use fedpipe_federation::plan::{Deadline, Menu, PlanSettings};
@@ -215,35 +215,81 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let seed = Seed(config.federation.seed);
     let head = setup.fresh_head(seed);
     let profiles = engine.enrol()?;
-    let menu = Menu {
+    let menu = menu(config);
+    let probe = importance::ProbeSettings {
+        rank: config.probe.rank,
+        steps: config.probe.steps,
+        learning_rate: config.probe.learning_rate,
+        menu: Menu { batch_sizes: halvings(config.probe.batch_size), ..menu },
+    };
+    let measure = importance::by_name(&config.federation.importance)?;
+    let identified = engine.identify(measure, &setup.spec, &profiles, &head, seed, &probe)?;
+    let Progress::Done(identified) = identified else { return Ok(None) };
+    let settings = plan_settings(config, parts.value_bytes);
+    let plan: Plan = plan::plan(&setup.spec, &profiles, &identified.importance, &settings)?;
+    let scaling = config.adapter.scaling as f32;
+    Ok(Some(start(&*parts.method, (seed, setup.inputs()), profiles, identified, plan, (scaling, head))))
+}
+
+fn menu(config: &Config) -> Menu {
+    Menu {
         batch_sizes: config.plan.batch_sizes.clone(),
         formats: config.plan.base_formats.clone(),
         recompute: config.training.recompute.choices(),
         ranks: config.adapter.ranks.clone(),
         batch_value: plan::BATCH_VALUE,
-    };
-    let probe = importance::ProbeSettings {
-        rank: config.probe.rank,
-        steps: config.probe.steps,
-        learning_rate: config.probe.learning_rate,
-        menu: Menu { batch_sizes: halvings(config.probe.batch_size), ..menu.clone() },
-    };
-    let measure = importance::by_name(&config.federation.importance)?;
-    let identified = engine.identify(measure, &setup.spec, &profiles, &head, seed, &probe)?;
-    let Progress::Done(identified) = identified else { return Ok(None) };
-    let settings = PlanSettings {
-        menu,
+    }
+}
+
+fn plan_settings(config: &Config, value_bytes: f64) -> PlanSettings {
+    PlanSettings {
+        menu: menu(config),
         server_rank: config.federation.server_rank,
         local_steps: config.training.local_steps,
-        value_bytes: parts.value_bytes,
+        value_bytes,
         deadline: match config.federation.deadline_s {
             config::Deadline::Auto => Deadline::Auto,
             config::Deadline::Seconds(seconds) => Deadline::Seconds(seconds),
         },
-    };
-    let plan: Plan = plan::plan(&setup.spec, &profiles, &identified.importance, &settings)?;
-    let scaling = config.adapter.scaling as f32;
-    Ok(Some(start(&*parts.method, (seed, setup.inputs()), profiles, identified, plan, (scaling, head))))
+        coverage: config.plan.coverage,
+    }
+}
+
+/// The plan that another configuration of the same silos, model and data would give, over what `state` measured.
+///
+/// # Errors
+/// When the configurations differ in more than what plans are made from, or there is no such plan.
+pub fn what_if(config: &Config, other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, AppError> {
+    let mut same = other.clone();
+    let mut profiles = state.profiles.clone();
+    for (silo, original) in same.silos.iter_mut().zip(&config.silos) {
+        if let Some(profile) = profiles.get_mut(&SiloId::new(&silo.name)) {
+            (profile.memory_mib, profile.speed, profile.bandwidth_mbps) =
+                (silo.memory_mib, silo.speed, silo.bandwidth_mbps);
+        }
+        (silo.memory_mib, silo.speed, silo.bandwidth_mbps) =
+            (original.memory_mib, original.speed, original.bandwidth_mbps);
+    }
+    same.plan.clone_from(&config.plan);
+    same.federation.deadline_s = config.federation.deadline_s;
+    same.federation.server_rank = config.federation.server_rank;
+    same.training.local_steps = config.training.local_steps;
+    same.training.recompute = config.training.recompute;
+    same.adapter.ranks.clone_from(&config.adapter.ranks);
+    if same != *config {
+        let what = "--what-if changes something that is measured or learnt anew";
+        let hint = "it takes silos.NAME.memory_mib, speed and bandwidth_mbps, plan.coverage and plan.batch_sizes, \
+                    adapter.ranks, federation.deadline_s and server_rank, training.local_steps and recompute; for all \
+                    else use --set";
+        return Err(AppError::user(what).hint(hint));
+    }
+    let measured: Vec<BaseFormat> = state.profiles.values().flat_map(|p| p.device.time.keys().copied()).collect();
+    if let Some(format) = other.plan.base_formats.iter().find(|format| !measured.contains(format)) {
+        return Err(AppError::user(format!("--what-if cannot plan with {format}, which was not measured"))
+            .hint("name it in plan.base_formats with --set"));
+    }
+    let value_bytes = codec::by_name(&other.federation.codec)?.1;
+    Ok(plan::plan(&setup.spec, &profiles, &state.importance, &plan_settings(other, value_bytes))?)
 }
 
 /// 1, … , n/4, n/2, n: a silo that cannot hold the probe's batch takes a smaller one.

@@ -206,7 +206,14 @@ fn planning_writes_nothing() {
     let world = World::new();
     let plan: Value = serde_json::from_str(&world.succeed(&["plan", "run.toml", "--json"])).unwrap();
     assert!(plan["silos"]["north"]["batch_size"].as_u64().is_some());
-    assert!(world.succeed(&["plan", "run.toml"]).contains("north"));
+    let text = world.succeed(&["plan", "run.toml"]);
+    assert!(text.contains("north") && text.contains("% below the best there can be"), "{text}");
+    let text = world.succeed(&["plan", "run.toml", "--what-if", "adapter.ranks=[2]"]);
+    assert!(text.starts_with("Deadline of a round: ") && text.contains("→ 2"), "{text}");
+    let text = world.succeed(&["plan", "run.toml", "--what-if", "silos.north.memory_mib=4096"]);
+    assert!(text.contains("As before: "), "{text}");
+    let refused = world.refuse(&["plan", "run.toml", "--what-if", "training.max_length=8"]);
+    assert!(refused.contains("--what-if changes something that is measured or learnt anew"), "{refused}");
     assert!(!world.path("runs").exists());
 }
 

@@ -242,4 +242,17 @@ fn bad_records_are_skipped_where_that_is_asked_for() {
     let errors = String::from_utf8_lossy(&skipped.stderr);
     assert!(skipped.status.success(), "{errors}");
     assert!(errors.contains("2 of 242 records are left out, the first because of this: train.tsv:2"), "{errors}");
+
+    // What only shows when texts become tokens: an answer that does not stand where it is said to.
+    let moved = asked(41).replacen("\"answer_start\":[", "\"answer_start\":[9", 2);
+    let moved = moved.replacen("\"answer_start\":[9]", "\"answer_start\":[]", 1);
+    fs::write(world.path("q.jsonl"), moved).unwrap();
+    let sets = ["task.kind=span-qa", "data.train=[\"q.jsonl\"]", "data.test=[\"q.jsonl\"]", "data.on_bad_record=skip"];
+    let arguments = ["plan", "run.toml"].into_iter().chain(sets.into_iter().flat_map(|set| ["--set", set]));
+    let skipped = world.fedpipe(&arguments.collect::<Vec<_>>());
+    let errors = String::from_utf8_lossy(&skipped.stderr);
+    assert!(skipped.status.success(), "{errors}");
+    let expected =
+        "1 of 41 records are left out, the first because of this: q.jsonl:2: the answer \"w61\" does not stand";
+    assert_eq!(errors.matches(expected).count(), 2, "of what is learnt and of what is measured on: {errors}");
 }

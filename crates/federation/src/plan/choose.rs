@@ -15,8 +15,11 @@
 //! largest share that it takes of a remaining budget, then exchanges while they gain. Tests hold it against brute force.
 //! Another solver is another function from [`SiloProblem`] to [`Choice`].
 
-use super::cost::{CostModel, Frame, capped};
-use fedpipe_core::{BaseFormat, CandidateWeight, MemoryTerms, TimeTerms, WeightId};
+use super::cost::{CostModel, Frame};
+use super::dual::{Bonus, Prices};
+use super::exact::{Chosen, Variant};
+use super::table::{FrameTable, Row, Weights};
+use fedpipe_core::{BaseFormat, MemoryTerms, TimeTerms, WeightId};
 use std::collections::BTreeMap;
 
 /// Passes of exchanges over the weights; the second rarely finds anything.
@@ -104,25 +107,25 @@ pub struct Choice {
     pub objective: f64,
 }
 
-/// The best choice of every frame that fits, best first.
+/// A silo's best choice that was found, and how far from the best of all it can be.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ranking(Vec<Choice>);
+pub struct Found {
+    /// The choice.
+    pub best: Choice,
+    /// No choice has a higher objective.
+    pub bound: f64,
+    /// What memory and time are worth at the margin.
+    pub prices: ShadowPrices,
+}
 
-impl Ranking {
-    /// The best choice of all.
-    pub fn best(&self) -> &Choice {
-        &self.0[0]
-    }
-
-    /// The best choice whose frame differs from the best's.
-    pub fn runner_up(&self, differs: impl Fn(Frame, Frame) -> bool) -> Option<&Choice> {
-        self.0.iter().find(|choice| differs(choice.frame, self.best().frame))
-    }
-
-    /// The best choice of all, alone.
-    pub fn into_best(mut self) -> Choice {
-        self.0.swap_remove(0)
-    }
+/// How much the objective would gain from more of a budget, by the linear relaxation of the chosen frame; 0 for one that
+/// does not bind.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct ShadowPrices {
+    /// Objective a GiB of memory.
+    pub gib: f64,
+    /// Objective a second of the round.
+    pub second: f64,
 }
 
 /// Why a silo has no choice.
@@ -183,36 +186,178 @@ impl<'a> SiloProblem<'a> {
     }
 }
 
-/// The best choice for every frame of the menu, ties going to the larger batch, then to more bits, then to keeping the
-/// activations, then to the upper layers.
+/// The best choice of all, ties going to the larger batch, then to more bits, then to keeping the activations, then to the
+/// upper layers.
 ///
 /// # Errors
 /// When not even a head alone on the smallest batch keeps the budgets, with what it would take.
-pub fn choose(problem: &SiloProblem<'_>) -> Result<Ranking, Shortfall> {
-    let mut ranking: Vec<Choice> = problem.frames().filter_map(|frame| best_in_frame(problem, frame)).collect();
-    if ranking.is_empty() {
-        return Err(shortfall(problem));
-    }
-    ranking.sort_by(|x, y| y.objective.total_cmp(&x.objective));
-    Ok(Ranking(ranking))
+pub fn choose(problem: &SiloProblem<'_>) -> Result<Found, Shortfall> {
+    best(&Weights::of(problem), problem)
 }
 
-fn best_in_frame(problem: &SiloProblem<'_>, frame: Frame) -> Option<Choice> {
-    let mut best: Option<Choice> = None;
-    for lowest in (0..=problem.cost.model.layers).rev() {
-        let Some(mut knapsack) = Knapsack::new(problem, frame, lowest) else { continue };
-        knapsack.fill();
-        knapsack.exchange();
-        let choice = problem.evaluate(frame, knapsack.ranks())?;
-        if problem.fits(&choice) && best.as_ref().is_none_or(|b| choice.objective > b.objective + 1e-12) {
-            best = Some(choice);
+/// [`choose`] with the weights that all silos share.
+pub(super) fn best(weights: &Weights, problem: &SiloProblem<'_>) -> Result<Found, Shortfall> {
+    let search = Search::new(problem, weights);
+    search.best(&search.no_bonus(), |_| true).ok_or_else(|| shortfall(problem))
+}
+
+/// Whether there is any choice at all.
+pub(super) fn feasible(problem: &SiloProblem<'_>) -> Result<(), Shortfall> {
+    let fits = |frame| problem.evaluate(frame, BTreeMap::new()).is_some_and(|head_only| problem.fits(&head_only));
+    if problem.frames().any(fits) { Ok(()) } else { Err(shortfall(problem)) }
+}
+
+/// A gap that is not worth another look where there are many weights; what is left of it is told.
+const CLOSE_ENOUGH: f64 = 2e-4;
+/// So many weights are few: their plans are improved as long as anything helps.
+const FEW_WEIGHTS: usize = 64;
+/// Objectives nearer than this are equal.
+const EQUAL: f64 = 1e-12;
+
+/// The search for a silo's best choice.
+///
+/// Every frame with every lowest layer has a bound from prices. The one with the highest is looked into: its own prices
+/// tighten the bounds of all others, and its weights' choices at them, put within the budgets, are a plan. When no bound is
+/// above the best plan, that is the best of all but for what the relaxation leaves open.
+pub(super) struct Search<'p, 'a> {
+    pub(super) problem: &'p SiloProblem<'a>,
+    weights: &'p Weights,
+    frames: Vec<FrameTable>,
+}
+
+/// A frame with the lowest layer that may train, and the most that it can be worth.
+struct Branch {
+    frame: usize,
+    lowest: usize,
+    bound: f64,
+    open: bool,
+}
+
+/// A plan of the search.
+struct Leaf {
+    branch: usize,
+    /// Moves made on each row of the weights.
+    level: Vec<usize>,
+    /// With what weights gain by training at all.
+    objective: f64,
+    prices: Prices,
+}
+
+/// What a search came to.
+pub(super) struct Outcome {
+    branches: Vec<Branch>,
+    best: Leaf,
+    /// No choice has a higher objective, counted as that of the best plan is.
+    pub(super) bound: f64,
+}
+
+impl<'p, 'a> Search<'p, 'a> {
+    pub(super) fn new(problem: &'p SiloProblem<'a>, weights: &'p Weights) -> Self {
+        let frames = problem.frames().filter_map(|frame| FrameTable::new(problem, weights, frame)).collect();
+        Self { problem, weights, frames }
+    }
+
+    /// Weights that gain nothing beside their ranks' worth.
+    pub(super) fn no_bonus(&self) -> Vec<f64> {
+        vec![0.0; self.weights.rows.len()]
+    }
+
+    /// The best choice among the frames that `allowed` says, where a weight that trains gains its `bonus`; the objective is
+    /// without it, the bound is not. None where nothing keeps the budgets.
+    pub(super) fn best(&self, bonus: Bonus<'_>, allowed: impl Fn(Frame) -> bool) -> Option<Found> {
+        self.found(&self.run(bonus, allowed)?)
+    }
+
+    /// The search itself.
+    pub(super) fn run(&self, bonus: Bonus<'_>, allowed: impl Fn(Frame) -> bool) -> Option<Outcome> {
+        let mut branches = Vec::new();
+        for (frame, table) in self.frames.iter().enumerate().filter(|(_, table)| allowed(table.frame)) {
+            let bounds = table.bounds(self.weights, bonus, Prices::default());
+            let fitting = bounds.into_iter().enumerate().rev().filter(|(_, bound)| bound.is_finite());
+            branches.extend(fitting.map(|(lowest, bound)| Branch { frame, lowest, bound, open: true }));
+        }
+        let close_enough = if self.weights.rows.len() <= FEW_WEIGHTS { EQUAL } else { CLOSE_ENOUGH };
+        let mut best: Option<Leaf> = None;
+        loop {
+            let beats = |index: usize, branch: &Branch| match &best {
+                None => true,
+                Some(best) => {
+                    branch.bound > best.objective + close_enough
+                        || branch.bound > best.objective - EQUAL && index < best.branch
+                }
+            };
+            let open = branches.iter().enumerate().filter(|(index, branch)| branch.open && beats(*index, branch));
+            // The first of the highest.
+            let next = open.reduce(|most, other| if other.1.bound > most.1.bound { other } else { most });
+            let Some((index, _)) = next else { break };
+            let Branch { frame, lowest, .. } = branches[index];
+            branches[index].open = false;
+            let Some((bound, prices)) = self.frames[frame].relaxed(self.weights, bonus, lowest) else { continue };
+            branches[index].bound = branches[index].bound.min(bound);
+            if branches[index].bound > f64::NEG_INFINITY && beats(index, &branches[index]) {
+                let mut knapsack = Knapsack::new(self.weights, &self.frames[frame], bonus, lowest, prices);
+                knapsack.improve();
+                let objective = self.frames[frame].value + knapsack.value();
+                let better = best.as_ref().is_none_or(|best| {
+                    objective > best.objective + EQUAL || objective > best.objective - EQUAL && index < best.branch
+                });
+                if better {
+                    best = Some(Leaf { branch: index, level: knapsack.filling.level, objective, prices });
+                }
+            }
+            self.tighten(&mut branches, bonus, prices);
+        }
+        let best = best?;
+        let bound = branches.iter().map(|branch| branch.bound).fold(f64::NEG_INFINITY, f64::max);
+        // What is closed and worse than the best plan does not count.
+        let bound = bound.max(best.objective);
+        Some(Outcome { branches, best, bound })
+    }
+
+    /// The variants that may be better than an outcome's plan by `slack` less than its bound is, for a solver.
+    pub(super) fn variants(&self, outcome: &Outcome, slack: f64) -> Vec<Variant<'_>> {
+        let within = outcome.branches.iter().filter(|branch| branch.bound >= outcome.bound - slack - EQUAL);
+        within.map(|branch| Variant { table: &self.frames[branch.frame], lowest: branch.lowest }).collect()
+    }
+
+    /// The choice that a solver made among variants.
+    pub(super) fn solved(&self, variants: &[Variant<'_>], chosen: &Chosen, prices: ShadowPrices) -> Option<Found> {
+        let frame = variants[chosen.variant].table.frame;
+        let best = self.choice(frame, &chosen.places)?;
+        Some(Found { bound: best.objective, best, prices })
+    }
+
+    /// Prices of one branch bound all others, too.
+    fn tighten(&self, branches: &mut [Branch], bonus: Bonus<'_>, prices: Prices) {
+        let mut bounds: Vec<Option<Vec<f64>>> = self.frames.iter().map(|_| None).collect();
+        for branch in branches.iter_mut().filter(|branch| branch.open) {
+            let of_frame = bounds[branch.frame]
+                .get_or_insert_with(|| self.frames[branch.frame].bounds(self.weights, bonus, prices));
+            branch.bound = branch.bound.min(of_frame[branch.lowest]);
         }
     }
-    best
+
+    /// An outcome's plan.
+    pub(super) fn found(&self, outcome: &Outcome) -> Option<Found> {
+        let Outcome { branches, best, bound } = outcome;
+        let Prices([byte, second]) = best.prices;
+        let prices = ShadowPrices { gib: byte * f64::from(1 << 30), second };
+        let best = self.choice(self.frames[branches[best.branch].frame].frame, &best.level)?;
+        Some(Found { best, bound: *bound, prices })
+    }
+
+    /// The choice of a frame and of places in the menus of the first rows of the weights, from 1, or 0.
+    fn choice(&self, frame: Frame, places: &[usize]) -> Option<Choice> {
+        let candidates = &self.problem.cost.model.candidates;
+        let trained = self.weights.rows.iter().zip(places).filter(|(_, place)| **place > 0);
+        let rank =
+            |(row, &place): (&Row, &usize)| (candidates[row.candidate].id.clone(), self.weights.ranks(row)[place - 1]);
+        self.problem.evaluate(frame, trained.map(rank).collect())
+    }
 }
 
 /// The smallest plans are a head alone: any adapted weight takes more memory and time.
-fn shortfall(problem: &SiloProblem<'_>) -> Shortfall {
+pub(super) fn shortfall(problem: &SiloProblem<'_>) -> Shortfall {
     let heads: Vec<Choice> = problem.frames().filter_map(|frame| problem.evaluate(frame, BTreeMap::new())).collect();
     let least = |of: &dyn Fn(&Choice) -> f64, among: &dyn Fn(&Choice) -> bool| {
         heads.iter().filter(|c| among(c)).map(of).min_by(f64::total_cmp)
@@ -226,7 +371,6 @@ fn shortfall(problem: &SiloProblem<'_>) -> Shortfall {
 
 /// One step of a weight's rank to the next of the menu.
 struct Move {
-    rank: usize,
     /// Ranks that it adds to the weight's layer.
     added: usize,
     value: f64,
@@ -235,11 +379,10 @@ struct Move {
 }
 
 /// Ranks for the weights at or above one layer, with the frame given.
-struct Knapsack<'a> {
-    /// Candidate and its moves, from the top layer down, so that ties go to the upper layers.
-    weights: Vec<(&'a CandidateWeight, Vec<Move>)>,
-    /// Bytes a unit of rank in the layer that has most of them ([`CostModel::bytes_per_largest_rank`]). No move has them in
-    /// its memory, since they are no sum over the weights.
+struct Knapsack {
+    /// The layer of every weight and its moves, from the top layer down, so that ties go to the upper layers.
+    weights: Vec<(usize, Vec<Move>)>,
+    /// Bytes a unit of rank in the layer that has most of them ([`FrameTable::bytes_per_largest_rank`]).
     bytes_per_largest_rank: f64,
     filling: Filling,
 }
@@ -256,44 +399,48 @@ struct Filling {
     time: f64,
 }
 
-impl<'a> Knapsack<'a> {
-    /// `None` when not even rank 0 everywhere keeps the budgets.
-    fn new(problem: &SiloProblem<'a>, frame: Frame, lowest: usize) -> Option<Self> {
-        let cost = &problem.cost;
-        let bytes_per_largest_rank = cost.bytes_per_largest_rank(frame)?;
-        let empty = cost.empty_load(lowest);
-        let (memory, time) = cost.round(&empty, frame)?;
-        let (memory, time) = (memory.total(), time.total());
-        if memory > problem.memory_budget || time > problem.time_budget {
-            return None;
-        }
-        let mut weights: Vec<(&CandidateWeight, Vec<Move>)> = Vec::new();
-        for candidate in cost.model.candidates.iter().filter(|c| c.layer >= lowest) {
-            let importance = problem.importance_of(&candidate.id);
-            let (mut moves, mut from, mut spent) = (Vec::new(), 0, (memory, time));
-            for &rank in problem.menu.ranks.iter().filter(|&&r| r == capped(candidate, r)) {
-                let raised = cost.raised(&empty, candidate, 0, rank);
-                let (memory, time) = cost.round(&raised, frame)?;
-                let total = (memory.total() - bytes_per_largest_rank * rank as f64, time.total());
-                moves.push(Move {
-                    rank,
+impl Knapsack {
+    /// With what the weights choose at these prices, less what does not fit.
+    fn new(weights: &Weights, table: &FrameTable, bonus: Bonus<'_>, lowest: usize, prices: Prices) -> Self {
+        let rows = &weights.rows[..weights.at_or_above[lowest]];
+        let moves = rows.iter().zip(bonus).map(|(row, &bonus)| {
+            // A weight gains its bonus with its first rank.
+            let (mut from, mut worth, mut spent) = (0, -bonus, [0.0; 2]);
+            let choices = weights.ranks(row).iter().zip(weights.values(row)).zip(table.costs(row));
+            let moves = choices.map(|((&rank, value), &cost)| {
+                let made = Move {
                     added: rank - from,
-                    value: importance * (problem.menu.rank_value(rank) - problem.menu.rank_value(from)),
-                    memory: total.0 - spent.0,
-                    time: total.1 - spent.1,
-                });
-                (from, spent) = (rank, total);
-            }
-            weights.push((candidate, moves));
-        }
-        weights.sort_by_key(|(candidate, _)| std::cmp::Reverse(candidate.layer));
-        let filling = Filling {
-            level: vec![0; weights.len()],
-            layer_ranks: vec![0; empty.layer_ranks.len()],
-            memory: problem.memory_budget - memory,
-            time: problem.time_budget - time,
+                    value: row.importance * value - worth,
+                    memory: cost[0] - spent[0],
+                    time: cost[1] - spent[1],
+                };
+                (from, worth, spent) = (rank, row.importance * value, cost);
+                made
+            });
+            (row.layer, moves.collect())
+        });
+        let [memory, time] = table.room[lowest].unwrap_or([f64::NEG_INFINITY; 2]);
+        let mut knapsack = Self {
+            weights: moves.collect(),
+            bytes_per_largest_rank: table.bytes_per_largest_rank,
+            filling: Filling { level: vec![0; rows.len()], layer_ranks: vec![0; weights.layers()], memory, time },
         };
-        Some(Self { weights, bytes_per_largest_rank, filling })
+        for (index, place) in table.chosen(weights, bonus, lowest, prices).into_iter().enumerate() {
+            (0..place).for_each(|_| knapsack.raise(index));
+        }
+        while knapsack.memory() < 0.0 || knapsack.filling.time < 0.0 {
+            let Some(least) = knapsack.least_move(usize::MAX) else { break };
+            knapsack.lower(least);
+        }
+        knapsack
+    }
+
+    /// Fills up and, where the weights are few, exchanges.
+    fn improve(&mut self) {
+        self.fill();
+        if self.weights.len() <= FEW_WEIGHTS {
+            self.exchange();
+        }
     }
 
     fn largest_ranks(&self) -> usize {
@@ -315,9 +462,9 @@ impl<'a> Knapsack<'a> {
     fn best_move(&self) -> Option<usize> {
         let mut best: Option<(usize, f64)> = None;
         let (memory_left, time_left, largest) = (self.memory(), self.filling.time, self.largest_ranks());
-        for (index, (candidate, moves)) in self.weights.iter().enumerate() {
+        for (index, (layer, moves)) in self.weights.iter().enumerate() {
             let Some(next) = moves.get(self.filling.level[index]) else { continue };
-            let above_largest = (self.filling.layer_ranks[candidate.layer] + next.added).saturating_sub(largest);
+            let above_largest = (self.filling.layer_ranks[*layer] + next.added).saturating_sub(largest);
             let memory = next.memory + self.bytes_per_largest_rank * above_largest as f64;
             if next.value <= 0.0 || memory > memory_left || next.time > time_left {
                 continue;
@@ -404,21 +551,21 @@ impl<'a> Knapsack<'a> {
     }
 
     fn raise(&mut self, index: usize) {
-        let (candidate, moves) = &self.weights[index];
+        let (layer, moves) = &self.weights[index];
         let next = &moves[self.filling.level[index]];
         self.filling.memory -= next.memory;
         self.filling.time -= next.time;
-        self.filling.layer_ranks[candidate.layer] += next.added;
+        self.filling.layer_ranks[*layer] += next.added;
         self.filling.level[index] += 1;
     }
 
     fn lower(&mut self, index: usize) {
         self.filling.level[index] -= 1;
-        let (candidate, moves) = &self.weights[index];
+        let (layer, moves) = &self.weights[index];
         let last = &moves[self.filling.level[index]];
         self.filling.memory += last.memory;
         self.filling.time += last.time;
-        self.filling.layer_ranks[candidate.layer] -= last.added;
+        self.filling.layer_ranks[*layer] -= last.added;
     }
 
     fn value(&self) -> f64 {
@@ -426,10 +573,5 @@ impl<'a> Knapsack<'a> {
             moves.iter().take(self.filling.level[index]).map(|m: &Move| m.value).sum()
         };
         self.weights.iter().enumerate().map(made).sum()
-    }
-
-    fn ranks(&self) -> BTreeMap<WeightId, usize> {
-        let made = self.weights.iter().zip(&self.filling.level).filter(|(_, level)| **level > 0);
-        made.map(|((candidate, moves), &level)| (candidate.id.clone(), moves[level - 1].rank)).collect()
     }
 }

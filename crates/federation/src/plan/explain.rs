@@ -1,8 +1,8 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
-use super::choose::{Choice, Ranking, SiloProblem};
+use super::choose::{Choice, Found, Search, SiloProblem, choose};
 use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE};
-use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
+use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
 const MIB: f64 = 1_048_576.0;
@@ -79,9 +79,10 @@ pub(super) fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>
     if groups.is_empty() { vec!["head only".into()] } else { groups.into_iter().map(name).collect() }
 }
 
-/// Why the best of `ranking` was chosen: what it is, what binds, and what came second.
-pub(super) fn reasons(problem: &SiloProblem<'_>, ranking: &Ranking, deadline_s: f64) -> Vec<String> {
-    let best = ranking.best();
+/// Why a silo's plan was chosen: what it is, what binds, what more of it would be worth and, where that is asked for, what
+/// came second.
+pub(super) fn reasons(search: &Search<'_, '_>, found: &Found, runners_up: bool, deadline_s: f64) -> Vec<String> {
+    let (problem, best) = (search.problem, &found.best);
     let Frame { batch_size, base_format, recompute } = best.frame;
     let mut reasons = vec![format!(
         "batch {batch_size} over {base_format}{}, {} weights adapted: objective {:.4}",
@@ -90,7 +91,12 @@ pub(super) fn reasons(problem: &SiloProblem<'_>, ranking: &Ranking, deadline_s: 
         best.objective
     )];
     reasons.push(binding(problem, best, deadline_s));
-    if let Some(choice) = ranking.runner_up(|other, best| other.base_format != best.base_format) {
+    reasons.extend(worth(problem, found));
+    if !runners_up {
+        return reasons;
+    }
+    let second = |differs: &dyn Fn(Frame) -> bool| search.best(&search.no_bonus(), differs).map(|found| found.best);
+    if let Some(choice) = second(&|other| other.base_format != base_format) {
         let Frame { batch_size, base_format, recompute } = choice.frame;
         reasons.push(format!(
             "the best plan with another base format is {base_format} at batch {batch_size}{}: objective {:.4}",
@@ -98,7 +104,7 @@ pub(super) fn reasons(problem: &SiloProblem<'_>, ranking: &Ranking, deadline_s: 
             choice.objective
         ));
     }
-    if let Some(choice) = ranking.runner_up(|other, best| other.batch_size != best.batch_size) {
+    if let Some(choice) = second(&|other| other.batch_size != batch_size) {
         let Frame { batch_size, base_format, recompute } = choice.frame;
         reasons.push(format!(
             "the best plan with another batch is {batch_size} over {base_format}{}: objective {:.4}",
@@ -106,7 +112,7 @@ pub(super) fn reasons(problem: &SiloProblem<'_>, ranking: &Ranking, deadline_s: 
             choice.objective
         ));
     }
-    if let Some(choice) = ranking.runner_up(|other, best| other.recompute != best.recompute) {
+    if let Some(choice) = second(&|other| other.recompute != recompute) {
         let Frame { batch_size, base_format, recompute } = choice.frame;
         reasons.push(format!(
             "the best plan with activations {} is batch {batch_size} over {base_format}: objective {:.4}",
@@ -115,6 +121,24 @@ pub(super) fn reasons(problem: &SiloProblem<'_>, ranking: &Ranking, deadline_s: 
         ));
     }
     reasons
+}
+
+/// What a tenth more of each budget that binds would bring: another choice of everything, solved again.
+fn worth(problem: &SiloProblem<'_>, found: &Found) -> Option<String> {
+    const MORE: f64 = 0.1;
+    let gain =
+        |problem: SiloProblem<'_>| choose(&problem).map_or(0.0, |more| more.best.objective - found.best.objective);
+    let (bytes, seconds) = (MORE * problem.memory_budget, MORE * problem.time_budget);
+    let mut gains = Vec::new();
+    if found.prices.gib > 0.0 {
+        let gain = gain(SiloProblem { memory_budget: problem.memory_budget + bytes, ..*problem });
+        gains.push(format!("{:.0} MiB more memory {gain:+.4}", bytes / MIB));
+    }
+    if found.prices.second > 0.0 {
+        let gain = gain(SiloProblem { time_budget: problem.time_budget + seconds, ..*problem });
+        gains.push(format!("{seconds:.1} s more time {gain:+.4}"));
+    }
+    (!gains.is_empty()).then(|| format!("worth in objective: {}", gains.join(", ")))
 }
 
 fn again(recompute: bool) -> &'static str {
@@ -179,9 +203,23 @@ pub fn markdown(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, Silo
         "# Plan\n\nBase model: {} with {} layers and {} parameters. A round ends after {:.1} s: {}.\n",
         model.architecture, model.layers, model.parameters, plan.deadline_s, plan.deadline_reason
     );
+    text += &format!("\n{}\n", optimality(plan));
     for row in rows(plan, model, profiles) {
         let Some(silo) = plan.silos.get(&row.silo) else { continue };
         section(&mut text, &row, silo);
+    }
+    text
+}
+
+/// How good the plans are together.
+pub fn optimality(plan: &Plan) -> String {
+    let Optimality { objective, uncovered, .. } = &plan.optimality;
+    let gap = 100.0 * plan.optimality.gap();
+    let mut text =
+        format!("Objective of all silos together {objective:.4}, at most {gap:.2} % below the best there can be.");
+    if !uncovered.is_empty() {
+        let names: Vec<&str> = uncovered.iter().map(WeightId::as_str).collect();
+        text += &format!(" Trained by fewer silos than they should be: {}.", names.join(", "));
     }
     text
 }

@@ -2,11 +2,18 @@
 
 mod choose;
 mod cost;
+mod coverage;
+mod dual;
+mod exact;
 mod explain;
+mod table;
 
-pub use choose::{BATCH_VALUE, Choice, Menu, Ranking, Shortfall, SiloProblem, choose, format_penalty};
+pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
 pub use cost::{AdapterLoad, CostModel, Frame, compute_time, memory};
-pub use explain::markdown;
+pub use explain::{markdown, optimality};
+
+use choose::{Search, best, feasible};
+use table::Weights;
 
 use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
@@ -16,6 +23,9 @@ pub const DEADLINE_SHARE: f64 = 0.9;
 
 /// Share of a silo's memory that plans aim at, so that a batch of longer texts than usual still fits.
 pub const MEMORY_SHARE: f64 = 0.95;
+
+/// Silos up to this number are told what came second; a search for that takes as long as the plan itself.
+const EXPLAINED_SILOS: usize = 64;
 
 /// Bytes that a plan for the silo may take: [`MEMORY_SHARE`] of its memory.
 pub(crate) fn memory_aim(profile: &SiloProfile) -> f64 {
@@ -51,6 +61,8 @@ pub struct PlanSettings {
     pub value_bytes: f64,
     /// When a round ends.
     pub deadline: Deadline,
+    /// Least number of silos that should train each of the important weights: those that hold half of all importance.
+    pub coverage: usize,
 }
 
 /// Budgets that cannot be kept, or a menu that offers nothing.
@@ -125,24 +137,31 @@ pub fn plan(
     }
     let problem = |profile, time_budget| problem(model, profile, importance, settings, time_budget);
     let kept = keeping(&settings.menu);
+    let weights = profiles.values().next().map(|profile| Weights::of(&problem(profile, f64::INFINITY)));
+    let weights = &weights.ok_or(PlanError::NoSilos)?;
     let deadline = match settings.deadline {
         Deadline::Seconds(seconds) => (seconds, "given in the configuration".to_string()),
         Deadline::Auto => {
-            auto_deadline(profiles, |profile, budget| SiloProblem { menu: &kept, ..problem(profile, budget) })?
+            let problem = |profile, budget| SiloProblem { menu: &kept, ..problem(profile, budget) };
+            auto_deadline(weights, profiles, problem)?
         }
     };
-    let mut plans = BTreeMap::new();
-    for (silo, profile) in profiles {
-        let problem = problem(profile, deadline.0 * DEADLINE_SHARE);
-        let ranking = choose(&problem).map_err(|shortfall| refusal(profile, deadline.0, shortfall))?;
-        let reasons = explain::reasons(&problem, &ranking, deadline.0);
-        let Choice { frame, ranks, memory, time, objective } = ranking.into_best();
+    let problems: Vec<SiloProblem<'_>> =
+        profiles.values().map(|profile| problem(profile, deadline.0 * DEADLINE_SHARE)).collect();
+    let searches: Vec<Search<'_, '_>> = problems.iter().map(|problem| Search::new(problem, weights)).collect();
+    let covered = coverage::solve(weights, &searches, settings.coverage)
+        .map_err(|(silo, shortfall)| refusal(problems[silo].cost.profile, deadline.0, shortfall))?;
+    let with_runners_up = searches.len() <= EXPLAINED_SILOS;
+    let mut silos = BTreeMap::new();
+    for (search, found) in searches.iter().zip(covered.silos) {
+        let reasons = explain::reasons(search, &found, with_runners_up, deadline.0);
+        let Choice { frame, ranks, memory, time, objective } = found.best;
         let Frame { batch_size, base_format, recompute } = frame;
-        let silo = silo.clone();
+        let silo = search.problem.cost.profile.silo.clone();
         let plan = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
-        plans.insert(plan.silo.clone(), plan);
+        silos.insert(plan.silo.clone(), plan);
     }
-    Ok(Plan { deadline_s: deadline.0, deadline_reason: deadline.1, silos: plans })
+    Ok(Plan { deadline_s: deadline.0, deadline_reason: deadline.1, optimality: covered.optimality, silos })
 }
 
 fn problem<'a>(
@@ -170,13 +189,14 @@ fn keeping(menu: &Menu) -> Menu {
 
 /// [`Deadline::Auto`] in seconds, and how it came about.
 fn auto_deadline<'a>(
+    weights: &Weights,
     profiles: &'a BTreeMap<SiloId, SiloProfile>,
     problem: impl Fn(&'a SiloProfile, f64) -> SiloProblem<'a>,
 ) -> Result<(f64, String), PlanError> {
     let mut times = Vec::new();
     for profile in profiles.values() {
-        let ranking = choose(&problem(profile, f64::INFINITY)).map_err(|s| refusal(profile, f64::INFINITY, s))?;
-        times.push(ranking.best().time.total());
+        let found = best(weights, &problem(profile, f64::INFINITY)).map_err(|s| refusal(profile, f64::INFINITY, s))?;
+        times.push(found.best.time.total());
     }
     times.sort_by(f64::total_cmp);
     let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
@@ -188,7 +208,7 @@ fn auto_deadline<'a>(
         100.0 * (1.0 - DEADLINE_SHARE)
     );
     for (silo, profile) in profiles {
-        if let Err(Shortfall::Time { needs }) = choose(&problem(profile, aim)) {
+        if let Err(Shortfall::Time { needs }) = feasible(&problem(profile, aim)) {
             aim = needs * (1.0 + 1e-9);
             reason += &format!("; raised to {aim:.1} s, since silo {silo} needs that for its smallest plan");
         }

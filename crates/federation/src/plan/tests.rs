@@ -1,6 +1,6 @@
 use super::explain::grouped_ranks;
 use super::*;
-use fedpipe_core::{BaseFormat, CandidateWeight, Seed};
+use fedpipe_core::{BaseFormat, CandidateWeight, Optimality, Seed};
 use fedpipe_testkit::{toy_model, toy_profile};
 use rand::RngExt;
 
@@ -12,7 +12,7 @@ fn settings(deadline: Deadline) -> PlanSettings {
         ranks: vec![1, 2, 4],
         batch_value: 0.1,
     };
-    PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline }
+    PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, coverage: 1 }
 }
 
 fn importance(values: [f64; 2]) -> BTreeMap<WeightId, f64> {
@@ -192,6 +192,8 @@ fn the_markdown_says_what_was_chosen_and_why() {
 
 Base model: toy with 2 layers and 1000 parameters. A round ends after 100.0 s: given in the configuration.
 
+Objective of all silos together 1.1000, at most 0.00 % below the best there can be.
+
 ## Silo a
 
 | choice |  |
@@ -292,14 +294,15 @@ fn the_choice_is_the_optimum_or_near_it() {
         let cost = CostModel { model: &model, profile: &profile, server_rank, local_steps: 5, value_bytes: 4.0 };
         let (memory_budget, time_budget) = (f64::INFINITY, f64::INFINITY);
         let mut problem = SiloProblem { cost, importance: &importance, menu: &menu, memory_budget, time_budget };
-        let most = choose(&problem).unwrap().into_best();
+        let most = choose(&problem).unwrap().best;
         problem.memory_budget = stream.random_range(0.02..1.1) * most.memory.total();
         problem.time_budget = stream.random_range(0.02..1.1) * most.time.total();
         match (choose(&problem), brute_force(&problem)) {
-            (Ok(ranking), Some(optimum)) => {
-                assert!(problem.fits(ranking.best()));
-                recomputed += usize::from(ranking.best().frame.recompute);
-                gaps.push(optimum - ranking.best().objective);
+            (Ok(found), Some(optimum)) => {
+                assert!(problem.fits(&found.best));
+                assert!(found.bound >= optimum - 1e-9, "a bound of {} under {optimum}", found.bound);
+                recomputed += usize::from(found.best.frame.recompute);
+                gaps.push(optimum - found.best.objective);
             }
             (Err(_), None) => {}
             (choice, optimum) => panic!("{choice:?} where brute force finds {optimum:?}"),
@@ -309,6 +312,100 @@ fn the_choice_is_the_optimum_or_near_it() {
     let optimal = gaps.iter().filter(|gap| gap.abs() < 1e-9).count();
     assert!(gaps.len() > 300 && optimal * 100 >= gaps.len() * 95, "{optimal} of {}", gaps.len());
     assert!(gaps.iter().all(|gap| (-1e-9..0.05).contains(gap)), "{gaps:?}");
+}
+
+/// The best objective of all silos together over every combination of what each may choose.
+fn brute_force_together(problems: &[SiloProblem<'_>], coverage: usize) -> Option<f64> {
+    let candidates = &problems[0].cost.model.candidates;
+    let levels: Vec<usize> = std::iter::once(0).chain(problems[0].menu.ranks.iter().copied()).collect();
+    // By silo, the best objective of every set of weights that may train.
+    let mut best: Vec<BTreeMap<usize, f64>> = Vec::new();
+    for problem in problems {
+        let mut of_silo = BTreeMap::new();
+        for frame in problem.frames() {
+            for code in 0..levels.len().pow(candidates.len() as u32) {
+                let places = candidates
+                    .iter()
+                    .enumerate()
+                    .map(|(i, c)| (c, i, levels[code / levels.len().pow(i as u32) % levels.len()]));
+                let trained: Vec<_> = places.filter(|(_, _, rank)| *rank > 0).collect();
+                let set = trained.iter().map(|(_, i, _)| 1 << i).sum();
+                let ranks = trained.iter().map(|(c, _, rank)| (c.id.clone(), *rank)).collect();
+                let choice = problem.evaluate(frame, ranks).unwrap();
+                if problem.fits(&choice) {
+                    let most = of_silo.entry(set).or_insert(f64::NEG_INFINITY);
+                    *most = choice.objective.max(*most);
+                }
+            }
+        }
+        best.push(of_silo);
+    }
+    let importance = |i: usize| problems[0].importance[&candidates[i].id];
+    let mut important: Vec<usize> = (0..candidates.len()).collect();
+    important.sort_by(|&a, &b| importance(b).total_cmp(&importance(a)));
+    let mut held = 0.0;
+    important.retain(|&i| {
+        let wanted = held < 0.5 - 1e-12;
+        held += importance(i);
+        wanted
+    });
+    let examples: Vec<f64> = problems.iter().map(|problem| problem.cost.profile.examples as f64).collect();
+    let all: f64 = examples.iter().sum();
+    let mut sums: Vec<(f64, Vec<usize>)> = vec![(0.0, vec![0; candidates.len()])];
+    for (of_silo, examples) in best.iter().zip(&examples) {
+        let with = |(sum, counts): &(f64, Vec<usize>)| {
+            of_silo
+                .iter()
+                .map(|(set, objective)| {
+                    let counts = counts.iter().enumerate().map(|(i, count)| count + (set >> i & 1)).collect();
+                    (sum + examples / all * objective, counts)
+                })
+                .collect::<Vec<_>>()
+        };
+        sums = sums.iter().flat_map(with).collect();
+    }
+    let least = coverage.min(problems.len());
+    let lost = |counts: &[usize]| -> f64 {
+        important.iter().map(|&i| importance(i) * least.saturating_sub(counts[i]) as f64 / least.max(1) as f64).sum()
+    };
+    sums.iter().map(|(sum, counts)| sum - lost(counts)).max_by(f64::total_cmp)
+}
+
+/// Three silos whose budgets do not let each train everything, with important weights that two of them should train: the
+/// plans together are the optimum, and know it.
+#[test]
+fn silos_together_cover_what_is_important_as_well_as_can_be() {
+    let mut stream = Seed(5).stream();
+    let model = model(2, 2);
+    let (mut proven, mut tied, mut worst) = (0, 0, 0f64);
+    for instance in 0..300 {
+        let all = profiles(["a", "b", "c"].map(|name| SiloProfile {
+            examples: stream.random_range(50..500),
+            ..silo(name, stream.random_range(100..1200), stream.random_range(0.5..2.0))
+        }));
+        let scores: Vec<f64> = model.candidates.iter().map(|_| stream.random_range(0.1..1.0)).collect();
+        let total: f64 = scores.iter().sum();
+        let importance: BTreeMap<WeightId, f64> =
+            model.candidates.iter().zip(&scores).map(|(c, s)| (c.id.clone(), s / total)).collect();
+        let mut settings = settings(Deadline::Seconds(stream.random_range(60.0..900.0)));
+        (settings.menu.batch_sizes, settings.coverage) = (vec![2, 4], 2);
+        let Deadline::Seconds(deadline) = settings.deadline else { panic!("given") };
+        let problems: Vec<SiloProblem<'_>> = all
+            .values()
+            .map(|profile| problem(&model, profile, &importance, &settings, deadline * DEADLINE_SHARE))
+            .collect();
+        let Ok(found) = plan(&model, &all, &importance, &settings) else { continue };
+        let optimum = brute_force_together(&problems, settings.coverage).unwrap();
+        let Optimality { objective, bound, .. } = &found.optimality;
+        assert!(*objective <= optimum + 1e-9 && *bound >= optimum - 1e-9, "{instance}: {objective} {optimum} {bound}");
+        worst = worst.max((optimum - objective) / optimum.abs());
+        proven += usize::from(bound - objective < 1e-9);
+        let mut apart = settings.clone();
+        apart.coverage = 0;
+        tied += usize::from(plan(&model, &all, &importance, &apart).unwrap().silos != found.silos);
+    }
+    assert!(tied >= 5, "coverage changed {tied} plans only");
+    assert!(proven >= 200 && worst < 1e-9, "{proven} proven, the worst is {worst} off");
 }
 
 /// A federation of about the size in the project's example.

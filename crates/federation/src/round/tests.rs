@@ -78,6 +78,7 @@ impl Federation {
             local_steps: 5,
             value_bytes: 4.0,
             deadline: Deadline::Seconds(DEADLINE_S),
+            coverage: 1,
         };
         let plan = plan(&model, &profiles, &identified.importance, &settings).unwrap();
         start(&self.method, (Seed(42), "inputs".into()), profiles, identified, plan, (1.0, head()))

@@ -6,6 +6,7 @@ mod generate;
 mod inspect;
 mod plan;
 mod predict;
+mod profile;
 mod run;
 
 use crate::cli::Command;
@@ -21,6 +22,7 @@ pub fn execute(command: Command, meter: &Arc<dyn HeapMeter>) -> Result<(), AppEr
     match command {
         Command::Run(args) => run::run(&args, meter),
         Command::Plan(args) => plan::plan(&args, meter),
+        Command::Profile(args) => profile::profile(&args, meter),
         Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::Predict(args) => predict::predict(&args),
         Command::Generate(args) => generate::generate(&args),

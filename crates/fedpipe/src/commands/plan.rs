@@ -4,7 +4,8 @@ use crate::cli::PlanArgs;
 use crate::config::Config;
 use crate::error::AppError;
 use crate::report::Loading;
-use crate::run::{Surroundings, plan_only, plan_text};
+use crate::report::plan::difference;
+use crate::run::{Surroundings, plan_only, plan_text, what_if};
 use crate::setup::Setup;
 use fedpipe_core::{Event, Observer, Stop};
 use fedpipe_model::HeapMeter;
@@ -12,7 +13,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 /// Says nothing but warnings: standard output is for the plan.
-struct Warnings;
+pub(super) struct Warnings;
 
 impl Observer for Warnings {
     fn observe(&self, event: &Event) {
@@ -31,9 +32,19 @@ pub fn plan(args: &PlanArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError>
     let stop = Stop::default();
     let around = Surroundings { observer: &Warnings, stop: &stop, meter };
     let Some(state) = plan_only(&config, &setup, &around)? else { return Ok(()) };
-    let text = match args.json {
-        true => serde_json::to_string_pretty(&state.plan).map_err(AppError::other)?,
-        false => plan_text(&state),
+    let other = match args.what_if.is_empty() {
+        true => None,
+        false => {
+            let options: Vec<String> = args.set.iter().chain(&args.what_if).cloned().collect();
+            Some(what_if(&config, &Config::load(&args.config, &options)?, &setup, &state)?)
+        }
+    };
+    let text = match (args.json, other) {
+        (true, other) => {
+            serde_json::to_string_pretty(other.as_ref().unwrap_or(&state.plan)).map_err(AppError::other)?
+        }
+        (false, None) => plan_text(&state),
+        (false, Some(other)) => difference(&state.plan, &other),
     };
     writeln!(std::io::stdout().lock(), "{}", text.trim_end()).map_err(AppError::output)
 }

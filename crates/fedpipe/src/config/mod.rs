@@ -338,6 +338,8 @@ pub struct PlanConfig {
     pub batch_sizes: Vec<usize>,
     /// Formats of the frozen weights that the planner may choose from.
     pub base_formats: Vec<BaseFormat>,
+    /// How many silos should train each of the weights that hold half of all importance.
+    pub coverage: usize,
 }
 
 /// `[probe]`

@@ -234,8 +234,9 @@ fn plan(mut section: Section<'_>) -> PlanConfig {
             formats
         }
     };
+    let coverage = section.count("coverage", 2, 0..=MAX_SILOS);
     section.finish();
-    PlanConfig { batch_sizes, base_formats }
+    PlanConfig { batch_sizes, base_formats, coverage }
 }
 
 fn probe(mut section: Section<'_>) -> ProbeConfig {

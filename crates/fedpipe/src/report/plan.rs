@@ -3,11 +3,12 @@
 use super::format::mib;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use fedpipe_core::{Plan, SiloId, SiloPlan, SiloProfile, WeightId};
+use fedpipe_federation::plan::optimality;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 /// A line under the header and none elsewhere.
-const TERMINAL: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+pub const TERMINAL: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// Weights laid out by kind (down) and layer (across).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,13 +74,62 @@ fn split(weight: &WeightId) -> (&str, Option<usize>, &str) {
 
 /// The plan for a terminal.
 pub fn text(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> String {
-    let mut out = format!("{}\n{}\n", table(plan, profiles), deadline(plan));
+    let mut out = format!("{}\n{}\n{}\n", table(plan, profiles), deadline(plan), optimality(plan));
     let grid = grid(plan);
     for silo in plan.silos.values() {
         let _ = write!(out, "\n{}: ranks\n{}", silo.silo, ranks(&grid, silo));
         for reason in &silo.reasons {
             let _ = writeln!(out, "  - {reason}");
         }
+    }
+    out
+}
+
+/// What becomes of a plan: the rounds, the objective, and every silo that would do otherwise.
+pub fn difference(now: &Plan, then: &Plan) -> String {
+    let mut out = format!(
+        "Deadline of a round: {:.1} → {:.1} s. Objective of all silos together: {:.4} → {:.4}.\n",
+        now.deadline_s, then.deadline_s, now.optimality.objective, then.optimality.objective
+    );
+    let mut table = Table::new();
+    table.load_style(TERMINAL).set_header([
+        "silo",
+        "objective",
+        "batch",
+        "base",
+        "recompute",
+        "weights",
+        "ranks",
+        "memory MiB",
+        "round s",
+    ]);
+    let changed =
+        |before: String, after: String| if before == after { before } else { format!("{before} → {after}") };
+    let mut same = Vec::new();
+    for (before, after) in now.silos.values().filter_map(|silo| Some((silo, then.silos.get(&silo.silo)?))) {
+        let cell = |of: &dyn Fn(&SiloPlan) -> String| changed(of(before), of(after));
+        let alike = |plan: &SiloPlan| (plan.batch_size, plan.base_format, plan.recompute, plan.ranks.clone());
+        if alike(before) == alike(after) {
+            same.push(before.silo.as_str());
+            continue;
+        }
+        table.add_row([
+            before.silo.to_string(),
+            cell(&|plan| format!("{:.4}", plan.objective)),
+            cell(&|plan| plan.batch_size.to_string()),
+            cell(&|plan| plan.base_format.to_string()),
+            cell(&|plan| if plan.recompute { "yes" } else { "no" }.to_string()),
+            cell(&|plan| plan.ranks.len().to_string()),
+            cell(&|plan| span(plan.ranks.values())),
+            cell(&|plan| format!("{:.0}", mib(plan.memory.total()))),
+            cell(&|plan| format!("{:.1}", plan.time.total())),
+        ]);
+    }
+    if same.len() < now.silos.len() {
+        let _ = writeln!(out, "\n{table}");
+    }
+    if !same.is_empty() {
+        let _ = writeln!(out, "\nAs before: {}.", same.join(", "));
     }
     out
 }

@@ -54,6 +54,7 @@ fn state() -> RunState {
         plan: Plan {
             deadline_s: 1.0,
             deadline_reason: String::new(),
+            optimality: Default::default(),
             silos: [plan("a", &[(UPPER, 2)]), plan("b", &[(UPPER, 4), (LOWER, 1)]), plan("c", &[])]
                 .map(|plan| (plan.silo.clone(), plan))
                 .into(),

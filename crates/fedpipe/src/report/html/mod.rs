@@ -8,6 +8,7 @@ use super::format::{bytes, count, seconds};
 use crate::summary::Summary;
 use chart::{Chart, Series};
 use fedpipe_core::{Failure, RoundRecord, RunState, SiloId};
+use fedpipe_federation::plan::optimality;
 use heat::HeatMap;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -169,6 +170,7 @@ fn silos(state: &RunState, summary: &Summary) -> Markup {
         div class="card scroll" { (silo::table(state, summary)) }
         p class="muted small" {
             "A round may last " (seconds(state.plan.deadline_s)) ": " (state.plan.deadline_reason) ". "
+            (optimality(&state.plan)) " "
             "Memory is the most of any round, time the mean of all rounds, both as measured; the ratio is measured by predicted."
         }
         div class="grid charts section" {

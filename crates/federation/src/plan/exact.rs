@@ -1,0 +1,225 @@
+//! The planner's program as an integer program, for a solver library: exact, and slow where there is much to choose from.
+
+use super::table::{FrameTable, Weights};
+use good_lp::{Expression, ProblemVariables, Solution, SolverModel, Variable, constraint, microlp, variable};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A frame with the lowest layer that may train.
+#[derive(Clone, Copy)]
+pub(super) struct Variant<'s> {
+    pub(super) table: &'s FrameTable,
+    pub(super) lowest: usize,
+}
+
+/// What a silo may choose.
+pub(super) struct Choices<'s> {
+    /// Its part of the objective.
+    pub(super) share: f64,
+    pub(super) variants: Vec<Variant<'s>>,
+}
+
+/// Weights that a number of silos should train.
+pub(super) struct Cover {
+    pub(super) least: usize,
+    /// Rows of the weights, and the objective that each missing silo costs.
+    pub(super) rows: Vec<(usize, f64)>,
+}
+
+/// A silo's choice: a variant, and the place in the menu of every weight at or above its lowest layer, from 1, or 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub(super) variant: usize,
+    pub(super) places: Vec<usize>,
+}
+
+/// Binary variables of a program; those of a solver that is to end soon are few.
+pub(super) fn size(weights: &Weights, silos: &[Choices<'_>]) -> usize {
+    let of = |variant: &Variant<'_>| -> usize {
+        weights.rows[..weights.at_or_above[variant.lowest]].iter().map(|row| weights.ranks(row).len()).sum::<usize>()
+            + 1
+    };
+    silos.iter().flat_map(|silo| &silo.variants).map(of).sum()
+}
+
+/// The best choices of all silos, where a weight that trains gains its `bonus`, by row. None where there are none, or the
+/// solver gives up.
+pub(super) fn solve(
+    weights: &Weights,
+    silos: &[Choices<'_>],
+    bonus: &[f64],
+    cover: Option<&Cover>,
+) -> Option<Vec<Chosen>> {
+    let mut variables = ProblemVariables::new();
+    let mut objective = Expression::from(0.0);
+    let mut constraints = Vec::new();
+    // By silo and variant: whether it is chosen, and by weight and place whether that is.
+    let mut all: Vec<Vec<(Variable, Vec<Vec<Variable>>)>> = Vec::new();
+    for silo in silos {
+        let mut of_silo = Vec::new();
+        for Variant { table, lowest } in &silo.variants {
+            let room = table.room[*lowest]?;
+            let chosen = variables.add(variable().binary());
+            objective += silo.share * table.value * chosen;
+            let rows = &weights.rows[..weights.at_or_above[*lowest]];
+            // In shares of the room: solvers work with numbers around 1.
+            let scale = room.map(|room| if room > 0.0 { room.recip() } else { 0.0 });
+            let mut used = [Expression::from(0.0), Expression::from(0.0)];
+            let mut of_layers: Vec<Expression> = vec![Expression::from(0.0); weights.layers()];
+            let mut places = Vec::with_capacity(rows.len());
+            for (row, bonus) in rows.iter().zip(bonus) {
+                let mut of_row = Vec::new();
+                let mut any = Expression::from(0.0);
+                let choices = table.costs(row).iter().zip(weights.values(row)).zip(weights.ranks(row));
+                for ((cost, value), &rank) in choices {
+                    let place = variables.add(variable().binary());
+                    objective += silo.share * (row.importance * value + bonus) * place;
+                    for (used, (cost, scale)) in used.iter_mut().zip(cost.iter().zip(scale)) {
+                        *used += cost * scale * place;
+                    }
+                    let alone = [cost[0] + table.bytes_per_largest_rank * rank as f64, cost[1]];
+                    if alone.iter().zip(room).any(|(cost, room)| *cost > room) {
+                        constraints.push(constraint!(place <= 0.0));
+                    }
+                    of_layers[row.layer] += rank as f64 * place;
+                    any += place;
+                    of_row.push(place);
+                }
+                constraints.push(constraint!(any <= chosen));
+                places.push(of_row);
+            }
+            let [mut memory, time] = used;
+            if table.bytes_per_largest_rank > 0.0 {
+                let largest = variables.add(variable().min(0.0));
+                constraints.extend(of_layers.into_iter().map(|layer| constraint!(layer <= largest)));
+                memory += table.bytes_per_largest_rank * scale[0] * largest;
+            }
+            // Infinite room bounds nothing; without any, what costs is ruled out already.
+            let binding = [memory, time].into_iter().zip(room).filter(|(_, room)| room.is_finite() && *room > 0.0);
+            constraints.extend(binding.map(|(used, _)| constraint!(used <= chosen)));
+            of_silo.push((chosen, places));
+        }
+        let one: Expression = of_silo.iter().map(|(chosen, _)| *chosen).sum();
+        constraints.push(constraint!(one == 1.0));
+        all.push(of_silo);
+    }
+    if let Some(Cover { least, rows }) = cover {
+        for &(row, price) in rows {
+            let missing = variables.add(variable().min(0.0));
+            let trained: Expression =
+                all.iter().flatten().filter_map(|(_, places)| places.get(row)).flatten().copied().sum();
+            constraints.push(constraint!(trained + missing >= *least as f64));
+            objective -= price * missing;
+        }
+    }
+    let model = variables.maximise(&objective).using(microlp);
+    let model = constraints.into_iter().fold(model, |model, constraint| model.with(constraint));
+    // A plan that is good enough is there already; a solver that asserts what it should not is no reason to lose it.
+    let solution = catch_unwind(AssertUnwindSafe(|| model.solve())).ok()?.ok()?;
+    let is = |variable: &Variable| solution.value(*variable) > 0.5;
+    let chosen = all.iter().map(|of_silo| {
+        let variant = of_silo.iter().position(|(chosen, _)| is(chosen))?;
+        let places = of_silo[variant].1.iter().map(|row| row.iter().position(is).map_or(0, |place| place + 1));
+        Some(Chosen { variant, places: places.collect() })
+    });
+    chosen.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::table::Row;
+
+    /// The numbers of `scripts/golden_plans.py`.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % bound
+        }
+
+        fn share(&mut self, bound: u64, of: u64) -> f64 {
+            self.below(bound) as f64 / of as f64
+        }
+    }
+
+    /// The optimum of instance `seed`; none where nothing fits.
+    fn optimum(seed: u64) -> Option<f64> {
+        let mut numbers = Numbers(seed);
+        let layers = 1 + numbers.below(3) as usize;
+        let ranks = [1, 2, 4][..1 + numbers.below(3) as usize].to_vec();
+        let count = 2 + numbers.below(4) as usize;
+        let rows = (0..count).map(|j| Row {
+            candidate: j,
+            layer: layers - 1 - j * layers / count,
+            shape: j % 2,
+            importance: (1.0 + numbers.share(99, 1)) / 100.0,
+        });
+        let weights = Weights::from_parts(rows.collect(), layers, &[ranks.clone(), ranks.clone()]);
+        let mut tables: Vec<Vec<(FrameTable, usize)>> = Vec::new();
+        let mut shares = Vec::new();
+        for _ in 0..1 + numbers.below(3) {
+            shares.push((1.0 + numbers.share(9, 1)) / 10.0);
+            let variants = (0..1 + numbers.below(3)).map(|_| {
+                let (value, lowest) = (numbers.share(50, 100), numbers.below(layers as u64 + 1) as usize);
+                let room = [numbers.share(100, 10), numbers.share(100, 10)];
+                let bytes_per_largest_rank = numbers.share(10, 10) * numbers.below(2) as f64;
+                let mut costs = Vec::new();
+                for _ in 0..2 {
+                    let unit = [(1.0 + numbers.share(30, 1)) / 10.0, (1.0 + numbers.share(30, 1)) / 10.0];
+                    costs.push(ranks.iter().map(|&rank| unit.map(|unit| unit * rank as f64)).collect());
+                }
+                (FrameTable::from_parts(value, vec![Some(room); layers + 1], bytes_per_largest_rank, costs), lowest)
+            });
+            tables.push(variants.collect());
+        }
+        let cover = Cover {
+            least: numbers.below(3) as usize,
+            rows: (0..count).map(|row| (row, numbers.share(40, 100))).collect(),
+        };
+        let choices: Vec<Choices<'_>> = tables
+            .iter()
+            .zip(shares)
+            .map(|(variants, share)| Choices {
+                share,
+                variants: variants.iter().map(|(table, lowest)| Variant { table, lowest: *lowest }).collect(),
+            })
+            .collect();
+        let chosen = solve(&weights, &choices, &vec![0.0; count], Some(&cover))?;
+        Some(worth(&weights, &choices, &cover, &chosen))
+    }
+
+    /// The objective of choices that keep the budgets.
+    fn worth(weights: &Weights, silos: &[Choices<'_>], cover: &Cover, chosen: &[Chosen]) -> f64 {
+        let mut objective = 0.0;
+        let mut trained = vec![0; weights.rows.len()];
+        for (silo, chosen) in silos.iter().zip(chosen) {
+            let Variant { table, lowest } = silo.variants[chosen.variant];
+            let (mut value, mut used, mut layers) = (table.value, [0.0; 2], vec![0; weights.layers()]);
+            for (index, &place) in chosen.places.iter().enumerate().filter(|(_, place)| **place > 0) {
+                let row = &weights.rows[index];
+                value += row.importance * weights.values(row)[place - 1];
+                layers[row.layer] += weights.ranks(row)[place - 1];
+                used.iter_mut().zip(table.costs(row)[place - 1]).for_each(|(used, cost)| *used += cost);
+                trained[index] += 1;
+            }
+            used[0] += table.bytes_per_largest_rank * layers.into_iter().max().unwrap_or(0) as f64;
+            let room = table.room[lowest].unwrap();
+            assert!(used.iter().zip(room).all(|(used, room)| *used <= room + 1e-7), "{used:?} of {room:?}");
+            objective += silo.share * value;
+        }
+        let missing = |&(row, price): &(usize, f64)| price * cover.least.saturating_sub(trained[row]) as f64;
+        objective - cover.rows.iter().map(missing).sum::<f64>()
+    }
+
+    /// 200 random instances of up to three silos with the optimum that HiGHS found.
+    #[test]
+    fn the_optimum_is_that_of_highs() {
+        let golden: Vec<f64> = include_str!("golden/highs.txt").lines().map(|line| line.parse().unwrap()).collect();
+        assert_eq!(golden.len(), 200);
+        for (seed, expected) in golden.into_iter().enumerate() {
+            let found = optimum(seed as u64).unwrap();
+            assert!((found - expected).abs() < 1e-6, "instance {seed}: {found}, HiGHS has {expected}");
+        }
+    }
+}
