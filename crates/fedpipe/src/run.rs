@@ -255,18 +255,13 @@ fn plan_settings(config: &Config, value_bytes: f64) -> PlanSettings {
     }
 }
 
-/// The plan that another configuration of the same silos, model and data would give, over what `state` measured.
+/// Whether two configurations differ in nothing but what plans are made from, so that [`what_if`] can set them side by side.
 ///
 /// # Errors
-/// When the configurations differ in more than what plans are made from, or there is no such plan.
-pub fn what_if(config: &Config, other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, AppError> {
+/// When they differ in more.
+pub fn check_what_if(config: &Config, other: &Config) -> Result<(), AppError> {
     let mut same = other.clone();
-    let mut profiles = state.profiles.clone();
     for (silo, original) in same.silos.iter_mut().zip(&config.silos) {
-        if let Some(profile) = profiles.get_mut(&SiloId::new(&silo.name)) {
-            (profile.memory_mib, profile.speed, profile.bandwidth_mbps) =
-                (silo.memory_mib, silo.speed, silo.bandwidth_mbps);
-        }
         (silo.memory_mib, silo.speed, silo.bandwidth_mbps) =
             (original.memory_mib, original.speed, original.bandwidth_mbps);
     }
@@ -276,14 +271,28 @@ pub fn what_if(config: &Config, other: &Config, setup: &Setup, state: &RunState)
     same.training.local_steps = config.training.local_steps;
     same.training.recompute = config.training.recompute;
     same.adapter.ranks.clone_from(&config.adapter.ranks);
-    if same != *config {
-        let what = "--what-if changes something that is measured or learnt anew";
-        let hint = "it takes silos.NAME.memory_mib, speed and bandwidth_mbps, plan.coverage and plan.batch_sizes, \
-                    adapter.ranks, federation.deadline_s and server_rank, training.local_steps and recompute; for all \
-                    else use --set";
-        return Err(AppError::user(what).hint(hint));
+    if same == *config {
+        return Ok(());
     }
-    let measured: Vec<BaseFormat> = state.profiles.values().flat_map(|p| p.device.time.keys().copied()).collect();
+    let hint = "it takes silos.NAME.memory_mib, speed and bandwidth_mbps, plan.coverage, batch_sizes and base_formats, \
+                adapter.ranks, federation.deadline_s and server_rank, training.local_steps and recompute; for all else \
+                use --set";
+    Err(AppError::user("--what-if changes something that is measured or learnt anew").hint(hint))
+}
+
+/// The plan that another configuration ([`check_what_if`]) would give, over what `state` measured.
+///
+/// # Errors
+/// When there is no such plan.
+pub fn what_if(other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, AppError> {
+    let mut profiles = state.profiles.clone();
+    for silo in &other.silos {
+        if let Some(profile) = profiles.get_mut(&SiloId::new(&silo.name)) {
+            (profile.memory_mib, profile.speed, profile.bandwidth_mbps) =
+                (silo.memory_mib, silo.speed, silo.bandwidth_mbps);
+        }
+    }
+    let measured: Vec<BaseFormat> = profiles.values().flat_map(|p| p.device.time.keys().copied()).collect();
     if let Some(format) = other.plan.base_formats.iter().find(|format| !measured.contains(format)) {
         return Err(AppError::user(format!("--what-if cannot plan with {format}, which was not measured"))
             .hint("name it in plan.base_formats with --set"));

@@ -83,14 +83,19 @@ impl<'a> Loader<'a> {
             Some(folder) => Some(folder.join(name(task, encoder, self.on_bad, examples)?)),
             None => None,
         };
-        let (data, left_out) = match path.as_deref().and_then(read) {
+        let data = match path.as_deref().and_then(read) {
             Some((data, left_out)) => {
+                // What is wrong with it is said anew: it may be on another line by now.
+                let first = left_out.places.first().and_then(|&place| examples.get(place)).cloned();
+                let reason = first.and_then(|first| task.texts(encoder, slice::from_ref(&first)).err());
+                if let Some(reason) = reason {
+                    self.skip(left_out.places.len() as u64, all, &reason);
+                }
                 left_out.remove_from(examples);
-                (data, left_out)
+                data
             }
             None => {
                 let start = Instant::now();
-                self.loading.encodes(all);
                 let made = self.make(task, encoder, examples)?;
                 if let Some(path) = path.filter(|_| start.elapsed() >= self.worth_keeping)
                     && let Err(error) = keep(&path, &made)
@@ -99,35 +104,35 @@ impl<'a> Loader<'a> {
                         (path.display(), "the tokens of the texts are not kept, so the next run makes them");
                     self.notices.push(format!("{what} again: {path}: {error}"));
                 }
-                made
+                made.0
             }
         };
-        if let Some(first) = &left_out.reason {
-            self.skip(left_out.places.len() as u64, all, first);
-        }
         Ok(data)
     }
 
     fn make(
-        &self,
+        &mut self,
         task: &Task,
         encoder: &TextEncoder,
         examples: &mut Vec<Example>,
     ) -> Result<(Dataset, LeftOut), AppError> {
+        let all = examples.len();
+        let begin = |texts: usize| self.loading.encodes(texts as u64);
+        begin(all);
         match (task.texts(encoder, examples), self.on_bad) {
             (Ok(data), _) => Ok((data, LeftOut::default())),
             (Err(error), OnBadRecord::Error) => Err(error),
             (Err(error), OnBadRecord::Skip) => {
+                begin(all);
                 let refused = |(place, example)| Some((place, task.texts(encoder, slice::from_ref(example)).err()?));
                 let refused: Vec<_> = examples.par_iter().enumerate().filter_map(refused).collect();
-                // What every text is refused for is not for one record to mend.
-                if refused.is_empty() || refused.len() == examples.len() {
+                let Some((_, first)) = refused.first().filter(|_| refused.len() < all) else {
+                    // What every text is refused for is not for one record to mend.
                     return Err(error);
-                }
-                let left_out = LeftOut {
-                    reason: refused.first().map(|(_, error)| error.to_string()),
-                    places: refused.into_iter().map(|(place, _)| place).collect(),
                 };
+                begin(all - refused.len());
+                self.skip(refused.len() as u64, all as u64, first);
+                let left_out = LeftOut { places: refused.into_iter().map(|(place, _)| place).collect() };
                 left_out.remove_from(examples);
                 Ok((task.texts(encoder, examples)?, left_out))
             }
@@ -140,8 +145,6 @@ impl<'a> Loader<'a> {
 struct LeftOut {
     /// Their places, rising.
     places: Vec<usize>,
-    /// What is wrong with the first.
-    reason: Option<String>,
 }
 
 impl LeftOut {
@@ -275,7 +278,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (made, _, notices) = encode(&file.path().join("tokens"), &Loading::new(true));
         assert_eq!(made.unwrap().len(), 2);
-        assert!(notices[0].starts_with("the tokens of the texts are not kept, so the next run makes them again: "));
+        assert!(notices[1].starts_with("the tokens of the texts are not kept, so the next run makes them again: "));
     }
 
     #[test]

@@ -9,11 +9,10 @@
 //! program but no closed form. Recomputation (c) has no worth of its own: it is chosen when the memory that it frees buys
 //! a larger batch, a finer format or ranks that the time allows.
 //!
-//! Batch, format, recomputation and lowest adapted layer are enumerated, since memory and time jump with them. What is
-//! left is a multiple-choice knapsack with two resources; u is concave and the costs of a rank are convex, so every weight's menu
-//! is its own concave hull and [`choose`] climbs it greedily: always the next rank with the most objective for the
-//! largest share that it takes of a remaining budget, then exchanges while they gain. Tests hold it against brute force.
-//! Another solver is another function from [`SiloProblem`] to [`Choice`].
+//! Memory and time jump with batch, format, recomputation and the lowest adapted layer; what is left is a multiple-choice
+//! knapsack with two resources, and u is concave and the costs of a rank are convex, so every weight's menu is its own
+//! concave hull. [`Search`] looks through the branches by their bounds, [`Knapsack`] makes a plan of one. Tests hold it
+//! against brute force.
 
 use super::cost::{CostModel, Frame};
 use super::dual::{Bonus, Prices};
@@ -22,7 +21,7 @@ use super::table::{FrameTable, Row, Weights};
 use fedpipe_core::{BaseFormat, MemoryTerms, TimeTerms, WeightId};
 use std::collections::BTreeMap;
 
-/// Passes of exchanges over the weights; the second rarely finds anything.
+/// Most passes of exchanges over the weights; few are needed.
 const EXCHANGE_PASSES: usize = 8;
 
 /// β when nobody says otherwise: the largest batch is worth about an eighth of the largest ranks.
@@ -161,8 +160,13 @@ impl<'a> SiloProblem<'a> {
 
     /// Whether a choice keeps both budgets, up to rounding.
     pub fn fits(&self, choice: &Choice) -> bool {
-        let within = |used: f64, budget: f64| used <= budget * (1.0 + 1e-9);
-        within(choice.memory.total(), self.memory_budget) && within(choice.time.total(), self.time_budget)
+        let [memory, time] = self.budgets();
+        choice.memory.total() <= memory && choice.time.total() <= time
+    }
+
+    /// Bytes and seconds, up to rounding: a deadline may be just the time that a plan takes.
+    pub(super) fn budgets(&self) -> [f64; 2] {
+        [self.memory_budget, self.time_budget].map(|budget| budget * (1.0 + 1e-9))
     }
 
     /// Frames from the largest batch and the finest format down, keeping before computing again: the order in which ties
@@ -221,7 +225,7 @@ const EQUAL: f64 = 1e-12;
 /// above the best plan, that is the best of all but for what the relaxation leaves open.
 pub(super) struct Search<'p, 'a> {
     pub(super) problem: &'p SiloProblem<'a>,
-    weights: &'p Weights,
+    pub(super) weights: &'p Weights,
     frames: Vec<FrameTable>,
 }
 
@@ -294,7 +298,7 @@ impl<'p, 'a> Search<'p, 'a> {
             branches[index].open = false;
             let Some((bound, prices)) = self.frames[frame].relaxed(self.weights, bonus, lowest) else { continue };
             branches[index].bound = branches[index].bound.min(bound);
-            if branches[index].bound > f64::NEG_INFINITY && beats(index, &branches[index]) {
+            if beats(index, &branches[index]) {
                 let mut knapsack = Knapsack::new(self.weights, &self.frames[frame], bonus, lowest, prices);
                 knapsack.improve();
                 let objective = self.frames[frame].value + knapsack.value();
@@ -323,7 +327,8 @@ impl<'p, 'a> Search<'p, 'a> {
     /// The choice that a solver made among variants.
     pub(super) fn solved(&self, variants: &[Variant<'_>], chosen: &Chosen, prices: ShadowPrices) -> Option<Found> {
         let frame = variants[chosen.variant].table.frame;
-        let best = self.choice(frame, &chosen.places)?;
+        // Solvers keep constraints to a tolerance.
+        let best = self.choice(frame, &chosen.places).filter(|best| self.problem.fits(best))?;
         Some(Found { bound: best.objective, best, prices })
     }
 
@@ -363,7 +368,7 @@ pub(super) fn shortfall(problem: &SiloProblem<'_>) -> Shortfall {
         heads.iter().filter(|c| among(c)).map(of).min_by(f64::total_cmp)
     };
     let memory = |c: &Choice| c.memory.total();
-    match least(&|c| c.time.total(), &|c| memory(c) <= problem.memory_budget) {
+    match least(&|c| c.time.total(), &|c| memory(c) <= problem.budgets()[0]) {
         Some(needs) => Shortfall::Time { needs },
         None => least(&memory, &|_| true).map_or(Shortfall::Unmeasured, |needs| Shortfall::Memory { needs }),
     }

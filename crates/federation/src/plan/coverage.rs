@@ -16,10 +16,14 @@ use fedpipe_core::{Optimality, WeightId};
 const ROUNDS: usize = 16;
 /// A relative gap that ends the search.
 const CLOSE_ENOUGH: f64 = 1e-4;
+/// Share of a silo without examples.
+const LEAST_SHARE: f64 = 1e-9;
 /// Objectives nearer than this are equal.
 const EXACT: f64 = 1e-9;
 /// Most binary variables of a program that is given to the solver: more than these may take it minutes.
 const EXACT_SIZE: usize = 400;
+/// Most silos of a federation that the solver is asked about.
+const EXACT_SILOS: usize = 16;
 
 /// The silos' choices, in their order.
 pub(super) struct Covered {
@@ -46,13 +50,15 @@ pub(super) fn solve(
     let first = federation.round(&prices)?;
     let apart = federation.lost(&first.silos) == 0.0;
     // The choices of most worth, and the prices of the least bound.
+    let mut last = first.silos.clone();
     let (mut best, mut tightest) = ((first.objective, first.silos.clone()), first);
     for round in 1..ROUNDS {
         if apart || tightest.bound - best.0 <= CLOSE_ENOUGH * tightest.bound.abs() {
             break;
         }
-        federation.change(&mut prices, &tightest.silos, round);
+        federation.change(&mut prices, &last, round);
         let next = federation.round(&prices)?;
+        last.clone_from(&next.silos);
         if next.objective > best.0 {
             best = (next.objective, next.silos.clone());
         }
@@ -60,7 +66,7 @@ pub(super) fn solve(
             tightest = next;
         }
     }
-    let ((objective, silos), bound) = match tightest.bound - best.0 > EXACT {
+    let ((objective, silos), bound) = match tightest.bound - best.0 > EXACT && searches.len() <= EXACT_SILOS {
         true => federation.exact(&tightest, best, apart),
         false => (best, tightest.bound),
     };
@@ -84,7 +90,9 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
         let examples = |search: &Search<'_, '_>| search.problem.cost.profile.examples as f64;
         let all: f64 = searches.iter().map(examples).sum();
         let even = 1.0 / searches.len() as f64;
-        let shares = searches.iter().map(|search| if all > 0.0 { examples(search) / all } else { even }).collect();
+        // A silo without examples still plans.
+        let share = |search| if all > 0.0 { (examples(search) / all).max(LEAST_SHARE) } else { even };
+        let shares = searches.iter().map(share).collect();
         let least = least.min(searches.len());
         let costs = |row: usize| (row, weights.rows[row].importance / least.max(1) as f64);
         let important = if least > 0 { important(weights).into_iter().map(costs).collect() } else { vec![] };
@@ -96,7 +104,7 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
         let mut silos = Vec::with_capacity(self.searches.len());
         let mut bound = -prices.iter().sum::<f64>() * self.least as f64;
         for (place, (search, share)) in self.searches.iter().zip(&self.shares).enumerate() {
-            let bonus: Vec<f64> = prices.iter().map(|price| price / share.max(f64::MIN_POSITIVE)).collect();
+            let bonus: Vec<f64> = prices.iter().map(|price| price / share).collect();
             let none = || (place, shortfall(search.problem));
             let outcome = search.run(&bonus, |_| true).ok_or_else(none)?;
             silos.push(search.found(&outcome).ok_or_else(none)?);
@@ -145,10 +153,9 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
     /// Better choices by the solver where there is little to choose from, and a bound of what all gain: silo by silo where
     /// nothing ties them together.
     fn exact(&self, round: &Round, best: (f64, Vec<Found>), apart: bool) -> ((f64, Vec<Found>), f64) {
-        let no_bonus = vec![0.0; self.weights.rows.len()];
         let solved = |choices: &[Choices<'_>], cover: Option<&Cover>| {
             let small = exact::size(self.weights, choices) <= EXACT_SIZE;
-            small.then(|| exact::solve(self.weights, choices, &no_bonus, cover)).flatten()
+            small.then(|| exact::solve(self.weights, choices, cover)).flatten()
         };
         let (objective, silos) = best;
         if apart {
@@ -161,11 +168,18 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
                 let choices = [Choices { share: 1.0, variants: variants.clone() }];
                 let better = solved(&choices, None)
                     .and_then(|chosen| self.searches[place].solved(&variants, chosen.first()?, found.prices));
-                better.filter(|better| better.best.objective >= found.best.objective - EXACT).unwrap_or(found)
+                match better {
+                    None => found,
+                    Some(better) if better.best.objective > found.best.objective + EXACT => better,
+                    // As good as any: what broke the ties stays.
+                    Some(_) => Found { bound: found.best.objective, ..found },
+                }
             };
-            let silos: Vec<Found> = silos.into_iter().enumerate().map(alone).collect();
-            let bound = silos.iter().zip(&self.shares).map(|(found, share)| share * found.bound).sum();
-            return ((self.objective(&silos), silos), bound);
+            let better: Vec<Found> = silos.iter().cloned().enumerate().map(alone).collect();
+            let bound = better.iter().zip(&self.shares).map(|(found, share)| share * found.bound).sum();
+            // A silo alone knows nothing of what the others train.
+            let gained = self.objective(&better);
+            return (if gained >= objective - EXACT { (gained, better) } else { (objective, silos) }, bound);
         }
         // A variant this far under its silo's bound puts that of all under what is reached already.
         let variants: Vec<Vec<Variant<'_>>> = (0..silos.len())
@@ -186,11 +200,9 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
             found.collect::<Option<Vec<Found>>>()
         });
         match better.map(|silos| (self.objective(&silos), silos)) {
-            Some(better) if better.0 >= objective - EXACT => {
-                let bound = better.0;
-                (better, bound)
-            }
-            _ => ((objective, silos), round.bound),
+            None => ((objective, silos), round.bound),
+            Some((gained, better)) if gained > objective + EXACT => ((gained, better), gained),
+            Some(_) => ((objective, silos), objective),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Bounds from prices. With a price on a byte and on a second, every weight chooses for itself, and what it gains so is no
 //! less than what any plan within the budgets gains (Lagrangian duality). The least such bound is that of the linear
-//! relaxation; its prices are the shadow prices of the budgets.
+//! relaxation, but for recomputation, whose largest layer is charged as the mean of all; its prices are the shadow prices of
+//! the budgets.
 
 use super::table::{Cost, FrameTable, Weights};
 
@@ -24,9 +25,10 @@ struct Priced {
 }
 
 impl FrameTable {
-    /// The share of the largest layer that a bound charges each layer: their mean is no more than the largest.
-    fn spread(&self, weights: &Weights) -> f64 {
-        self.bytes_per_largest_rank / weights.layers().max(1) as f64
+    /// The share of the largest layer's bytes that a bound charges a unit of rank of any layer from `lowest` upwards: the
+    /// mean of these layers is no more than the largest.
+    fn spread(&self, weights: &Weights, lowest: usize) -> f64 {
+        self.bytes_per_largest_rank / (weights.layers() - lowest).max(1) as f64
     }
 
     /// The choice of most gain at these prices: its gain, and its place in the menu from 1, or 0.
@@ -47,7 +49,8 @@ impl FrameTable {
 
     /// Bounds of the objective by the lowest layer that trains, at these prices; −∞ where not even rank 0 fits.
     pub(super) fn bounds(&self, weights: &Weights, bonus: Bonus<'_>, prices: Prices) -> Vec<f64> {
-        let spread = self.spread(weights);
+        // All branches at once: charged as if all layers trained.
+        let spread = self.spread(weights, 0);
         let (mut gained, mut next) = (0.0, 0);
         let mut bounds = vec![f64::NEG_INFINITY; self.room.len()];
         for lowest in (0..self.room.len()).rev() {
@@ -63,7 +66,7 @@ impl FrameTable {
     }
 
     fn priced(&self, weights: &Weights, bonus: Bonus<'_>, lowest: usize, room: Cost, prices: Prices) -> Priced {
-        let spread = self.spread(weights);
+        let spread = self.spread(weights, lowest);
         let (mut gained, mut left) = (0.0, room);
         for index in 0..weights.at_or_above[lowest] {
             let (gain, place) = self.best(weights, bonus, index, prices, spread);
@@ -78,8 +81,7 @@ impl FrameTable {
         Priced { bound: self.value + gained + worth(prices.0[0], room[0]) + worth(prices.0[1], room[1]), left }
     }
 
-    /// The least bound with the layers from `lowest` upwards, and its prices, at which the weights' own choices keep
-    /// the budgets.
+    /// The least bound with the layers from `lowest` upwards, and its prices.
     pub(super) fn relaxed(&self, weights: &Weights, bonus: Bonus<'_>, lowest: usize) -> Option<(f64, Prices)> {
         let room = self.room[lowest]?;
         let at = |prices| self.priced(weights, bonus, lowest, room, prices);
@@ -151,7 +153,7 @@ impl FrameTable {
 
     /// What every weight at or above `lowest` chooses at these prices: places in its menu from 1, or 0.
     pub(super) fn chosen(&self, weights: &Weights, bonus: Bonus<'_>, lowest: usize, prices: Prices) -> Vec<usize> {
-        let spread = self.spread(weights);
+        let spread = self.spread(weights, lowest);
         (0..weights.at_or_above[lowest]).map(|index| self.best(weights, bonus, index, prices, spread).1).collect()
     }
 }

@@ -1,8 +1,14 @@
 //! The planner's program as an integer program, for a solver library: exact, and slow where there is much to choose from.
 
 use super::table::{FrameTable, Weights};
-use good_lp::{Expression, ProblemVariables, Solution, SolverModel, Variable, constraint, microlp, variable};
+use good_lp::{
+    Expression, ProblemVariables, Solution, SolutionStatus, SolverModel, Variable, WithTimeLimit, constraint, microlp,
+    variable,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Seconds after which the solver is given up; what usually goes to it takes milliseconds.
+const SECONDS: f64 = 10.0;
 
 /// A frame with the lowest layer that may train.
 #[derive(Clone, Copy)]
@@ -41,19 +47,13 @@ pub(super) fn size(weights: &Weights, silos: &[Choices<'_>]) -> usize {
     silos.iter().flat_map(|silo| &silo.variants).map(of).sum()
 }
 
-/// The best choices of all silos, where a weight that trains gains its `bonus`, by row. None where there are none, or the
-/// solver gives up.
-pub(super) fn solve(
-    weights: &Weights,
-    silos: &[Choices<'_>],
-    bonus: &[f64],
-    cover: Option<&Cover>,
-) -> Option<Vec<Chosen>> {
+/// The best choices of all silos. None where there are none, or the solver gives up.
+pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cover>) -> Option<Vec<Chosen>> {
     let mut variables = ProblemVariables::new();
     let mut objective = Expression::from(0.0);
     let mut constraints = Vec::new();
-    // By silo and variant: whether it is chosen, and by weight and place whether that is.
-    let mut all: Vec<Vec<(Variable, Vec<Vec<Variable>>)>> = Vec::new();
+    // By silo and variant: whether it is chosen, and by weight and place whether that is; none where it is too costly.
+    let mut all: Vec<Vec<(Variable, Vec<Vec<Option<Variable>>>)>> = Vec::new();
     for silo in silos {
         let mut of_silo = Vec::new();
         for Variant { table, lowest } in &silo.variants {
@@ -66,23 +66,24 @@ pub(super) fn solve(
             let mut used = [Expression::from(0.0), Expression::from(0.0)];
             let mut of_layers: Vec<Expression> = vec![Expression::from(0.0); weights.layers()];
             let mut places = Vec::with_capacity(rows.len());
-            for (row, bonus) in rows.iter().zip(bonus) {
+            for row in rows {
                 let mut of_row = Vec::new();
                 let mut any = Expression::from(0.0);
                 let choices = table.costs(row).iter().zip(weights.values(row)).zip(weights.ranks(row));
                 for ((cost, value), &rank) in choices {
+                    let alone = [cost[0] + table.bytes_per_largest_rank * rank as f64, cost[1]];
+                    if alone.iter().zip(room).any(|(cost, room)| *cost > room) {
+                        of_row.push(None);
+                        continue;
+                    }
                     let place = variables.add(variable().binary());
-                    objective += silo.share * (row.importance * value + bonus) * place;
+                    objective += silo.share * row.importance * value * place;
                     for (used, (cost, scale)) in used.iter_mut().zip(cost.iter().zip(scale)) {
                         *used += cost * scale * place;
                     }
-                    let alone = [cost[0] + table.bytes_per_largest_rank * rank as f64, cost[1]];
-                    if alone.iter().zip(room).any(|(cost, room)| *cost > room) {
-                        constraints.push(constraint!(place <= 0.0));
-                    }
                     of_layers[row.layer] += rank as f64 * place;
                     any += place;
-                    of_row.push(place);
+                    of_row.push(Some(place));
                 }
                 constraints.push(constraint!(any <= chosen));
                 places.push(of_row);
@@ -106,7 +107,7 @@ pub(super) fn solve(
         for &(row, price) in rows {
             let missing = variables.add(variable().min(0.0));
             let trained: Expression =
-                all.iter().flatten().filter_map(|(_, places)| places.get(row)).flatten().copied().sum();
+                all.iter().flatten().filter_map(|(_, places)| places.get(row)).flatten().flatten().copied().sum();
             constraints.push(constraint!(trained + missing >= *least as f64));
             objective -= price * missing;
         }
@@ -114,11 +115,18 @@ pub(super) fn solve(
     let model = variables.maximise(&objective).using(microlp);
     let model = constraints.into_iter().fold(model, |model, constraint| model.with(constraint));
     // A plan that is good enough is there already; a solver that asserts what it should not is no reason to lose it.
+    let model = model.with_time_limit(SECONDS);
     let solution = catch_unwind(AssertUnwindSafe(|| model.solve())).ok()?.ok()?;
+    if !matches!(solution.status(), SolutionStatus::Optimal) {
+        return None;
+    }
     let is = |variable: &Variable| solution.value(*variable) > 0.5;
     let chosen = all.iter().map(|of_silo| {
         let variant = of_silo.iter().position(|(chosen, _)| is(chosen))?;
-        let places = of_silo[variant].1.iter().map(|row| row.iter().position(is).map_or(0, |place| place + 1));
+        let places = of_silo[variant]
+            .1
+            .iter()
+            .map(|row| row.iter().position(|place| place.as_ref().is_some_and(is)).map_or(0, |place| place + 1));
         Some(Chosen { variant, places: places.collect() })
     });
     chosen.collect()
@@ -185,7 +193,7 @@ mod tests {
                 variants: variants.iter().map(|(table, lowest)| Variant { table, lowest: *lowest }).collect(),
             })
             .collect();
-        let chosen = solve(&weights, &choices, &vec![0.0; count], Some(&cover))?;
+        let chosen = solve(&weights, &choices, Some(&cover))?;
         Some(worth(&weights, &choices, &cover, &chosen))
     }
 

@@ -1,11 +1,13 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
-use super::choose::{Choice, Found, Search, SiloProblem, choose};
+use super::choose::{Choice, Found, Search, SiloProblem, best};
 use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
 const MIB: f64 = 1_048_576.0;
+/// Objectives nearer than this are equal.
+const SAME: f64 = 1e-9;
 
 /// What the Markdown says of one silo at a glance.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,16 +84,23 @@ pub(super) fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>
 /// Why a silo's plan was chosen: what it is, what binds, what more of it would be worth and, where that is asked for, what
 /// came second.
 pub(super) fn reasons(search: &Search<'_, '_>, found: &Found, runners_up: bool, deadline_s: f64) -> Vec<String> {
-    let (problem, best) = (search.problem, &found.best);
-    let Frame { batch_size, base_format, recompute } = best.frame;
+    let (problem, chosen) = (search.problem, &found.best);
+    let Frame { batch_size, base_format, recompute } = chosen.frame;
     let mut reasons = vec![format!(
         "batch {batch_size} over {base_format}{}, {} weights adapted: objective {:.4}",
         again(recompute),
-        best.ranks.len(),
-        best.objective
+        chosen.ranks.len(),
+        chosen.objective
     )];
-    reasons.push(binding(problem, best, deadline_s));
-    reasons.extend(worth(problem, found));
+    reasons.push(binding(problem, chosen, deadline_s));
+    let alone = search.best(&search.no_bonus(), |_| true).map_or(chosen.objective, |alone| alone.best.objective);
+    if alone > chosen.objective + SAME {
+        let given_up = alone - chosen.objective;
+        reasons.push(format!(
+            "alone it would do otherwise: it gives up {given_up:.4} so that important weights are trained by enough silos"
+        ));
+    }
+    reasons.extend(worth(search, found, alone.max(chosen.objective)));
     if !runners_up {
         return reasons;
     }
@@ -123,11 +132,11 @@ pub(super) fn reasons(search: &Search<'_, '_>, found: &Found, runners_up: bool, 
     reasons
 }
 
-/// What a tenth more of each budget that binds would bring: another choice of everything, solved again.
-fn worth(problem: &SiloProblem<'_>, found: &Found) -> Option<String> {
+/// What a tenth more of each budget that binds would bring a silo alone, whose objective is now `alone`: solved again.
+fn worth(search: &Search<'_, '_>, found: &Found, alone: f64) -> Option<String> {
     const MORE: f64 = 0.1;
-    let gain =
-        |problem: SiloProblem<'_>| choose(&problem).map_or(0.0, |more| more.best.objective - found.best.objective);
+    let problem = search.problem;
+    let gain = |problem| best(search.weights, &problem).map_or(0.0, |more| more.best.objective - alone);
     let (bytes, seconds) = (MORE * problem.memory_budget, MORE * problem.time_budget);
     let mut gains = Vec::new();
     if found.prices.gib > 0.0 {

@@ -132,6 +132,10 @@ pub fn plan(
     settings: &PlanSettings,
 ) -> Result<Plan, PlanError> {
     check(settings)?;
+    if let Some(beyond) = model.candidates.iter().find(|candidate| candidate.layer >= model.layers) {
+        let (id, layer, layers) = (&beyond.id, beyond.layer, model.layers);
+        return Err(PlanError::Menu(format!("weight {id} is in layer {layer} of a model of {layers} layers")));
+    }
     if profiles.is_empty() {
         return Err(PlanError::NoSilos);
     }

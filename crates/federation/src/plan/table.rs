@@ -107,7 +107,7 @@ impl FrameTable {
             Some([memory.total(), time.total()])
         };
         let bytes_per_largest_rank = cost.bytes_per_largest_rank(frame)?;
-        let budgets = [problem.memory_budget, problem.time_budget];
+        let budgets = problem.budgets();
         let mut room = Vec::with_capacity(weights.empty.len());
         for empty in &weights.empty {
             let used = of(empty)?;

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::AppError;
 use crate::report::Loading;
 use crate::report::plan::difference;
-use crate::run::{Surroundings, plan_only, plan_text, what_if};
+use crate::run::{Surroundings, check_what_if, plan_only, plan_text, what_if};
 use crate::setup::Setup;
 use fedpipe_core::{Event, Observer, Stop};
 use fedpipe_model::HeapMeter;
@@ -28,17 +28,20 @@ impl Observer for Warnings {
 /// Enrols, identifies and plans, and prints the plan.
 pub fn plan(args: &PlanArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError> {
     let config = Config::load(&args.config, &args.set)?;
-    let setup = Setup::load(&config, &Loading::new(false))?;
-    let stop = Stop::default();
-    let around = Surroundings { observer: &Warnings, stop: &stop, meter };
-    let Some(state) = plan_only(&config, &setup, &around)? else { return Ok(()) };
     let other = match args.what_if.is_empty() {
         true => None,
         false => {
             let options: Vec<String> = args.set.iter().chain(&args.what_if).cloned().collect();
-            Some(what_if(&config, &Config::load(&args.config, &options)?, &setup, &state)?)
+            let other = Config::load(&args.config, &options)?;
+            check_what_if(&config, &other)?;
+            Some(other)
         }
     };
+    let setup = Setup::load(&config, &Loading::new(false))?;
+    let stop = Stop::default();
+    let around = Surroundings { observer: &Warnings, stop: &stop, meter };
+    let Some(state) = plan_only(&config, &setup, &around)? else { return Ok(()) };
+    let other = other.map(|other| what_if(&other, &setup, &state)).transpose()?;
     let text = match (args.json, other) {
         (true, other) => {
             serde_json::to_string_pretty(other.as_ref().unwrap_or(&state.plan)).map_err(AppError::other)?

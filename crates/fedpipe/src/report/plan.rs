@@ -100,6 +100,7 @@ pub fn difference(now: &Plan, then: &Plan) -> String {
         "recompute",
         "weights",
         "ranks",
+        "other ranks",
         "memory MiB",
         "round s",
     ]);
@@ -121,9 +122,13 @@ pub fn difference(now: &Plan, then: &Plan) -> String {
             cell(&|plan| if plan.recompute { "yes" } else { "no" }.to_string()),
             cell(&|plan| plan.ranks.len().to_string()),
             cell(&|plan| span(plan.ranks.values())),
+            other_ranks(before, after).to_string(),
             cell(&|plan| format!("{:.0}", mib(plan.memory.total()))),
             cell(&|plan| format!("{:.1}", plan.time.total())),
         ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
     }
     if same.len() < now.silos.len() {
         let _ = writeln!(out, "\n{table}");
@@ -132,6 +137,12 @@ pub fn difference(now: &Plan, then: &Plan) -> String {
         let _ = writeln!(out, "\nAs before: {}.", same.join(", "));
     }
     out
+}
+
+/// Weights that train at another rank, or of which only one plan trains.
+fn other_ranks(before: &SiloPlan, after: &SiloPlan) -> usize {
+    let weights: BTreeSet<&WeightId> = before.ranks.keys().chain(after.ranks.keys()).collect();
+    weights.into_iter().filter(|weight| before.ranks.get(*weight) != after.ranks.get(*weight)).count()
 }
 
 fn deadline(plan: &Plan) -> String {
