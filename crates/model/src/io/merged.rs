@@ -192,6 +192,11 @@ fn config(base: &dyn WeightSource, labels: &[String], layout: &MergedLayout) -> 
         config.insert("id2label".into(), id2label);
         config.insert("label2id".into(), label2id);
         config.insert("problem_type".into(), json!("single_label_classification"));
+    } else {
+        // Those of another head; transformers takes two outputs where nothing is said, as many as a span has ends.
+        for key in ["num_labels", "id2label", "label2id", "problem_type"] {
+            config.remove(key);
+        }
     }
     for (key, value) in [
         ("architectures", json!([layout.class])),
@@ -221,8 +226,11 @@ mod tests {
 
     fn base(names: &[&str]) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("config.json"), r#"{"model_type": "bert", "architectures": ["BertModel"]}"#)
-            .unwrap();
+        fs::write(
+            folder.path().join("config.json"),
+            r#"{"model_type": "bert", "architectures": ["BertModel"], "id2label": {"0": "a", "1": "b", "2": "c"}}"#,
+        )
+        .unwrap();
         fs::write(folder.path().join("tokenizer.json"), "{\"of\": \"the base\"}").unwrap();
         let tensors = names
             .iter()
@@ -291,6 +299,8 @@ mod tests {
         write_merged(out.path(), &ModelFiles::open(base.path()).unwrap(), &adapter, &[], &layout).unwrap();
         let file = TensorFile::open(&out.path().join("model.safetensors")).unwrap();
         assert_eq!(file.names(), ["transformer.h.0.attn.c_attn.weight"]);
+        // Without labels, those of the base's own head are no longer true.
+        assert!(!HfFolder::open(out.path()).unwrap().config().contains_key("id2label"));
         // W = [[0, 1, 2], [3, 4, 5]], and (2·B·A)ᵀ = 2·[1, 2]ᵀ[0, 1, 2].
         assert_eq!(file.values("transformer.h.0.attn.c_attn.weight").unwrap(), [0.0, 3.0, 6.0, 3.0, 8.0, 13.0]);
     }
