@@ -31,6 +31,9 @@ pub(super) struct Cover {
     pub(super) rows: Vec<(usize, f64)>,
 }
 
+/// Whether a variant is chosen, and by weight and place whether that is; none where it is too costly.
+type OfVariant = (Variable, Vec<Vec<Option<Variable>>>);
+
 /// A silo's choice: a variant, and the place in the menu of every weight at or above its lowest layer, from 1, or 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chosen {
@@ -52,8 +55,7 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
     let mut variables = ProblemVariables::new();
     let mut objective = Expression::from(0.0);
     let mut constraints = Vec::new();
-    // By silo and variant: whether it is chosen, and by weight and place whether that is; none where it is too costly.
-    let mut all: Vec<Vec<(Variable, Vec<Vec<Option<Variable>>>)>> = Vec::new();
+    let mut all: Vec<Vec<OfVariant>> = Vec::new();
     for silo in silos {
         let mut of_silo = Vec::new();
         for Variant { table, lowest } in &silo.variants {
