@@ -28,6 +28,8 @@ const EXACT_SILOS: usize = 16;
 /// The silos' choices, in their order.
 pub(super) struct Covered {
     pub(super) silos: Vec<Found>,
+    /// Whether each silo does what it would do alone.
+    pub(super) apart: bool,
     pub(super) optimality: Optimality,
 }
 
@@ -71,7 +73,7 @@ pub(super) fn solve(
         false => (best, tightest.bound),
     };
     let optimality = Optimality { objective, bound: bound.max(objective), uncovered: federation.uncovered(&silos) };
-    Ok(Covered { silos, optimality })
+    Ok(Covered { silos, apart, optimality })
 }
 
 struct Federation<'s, 'p, 'a> {

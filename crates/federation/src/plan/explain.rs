@@ -82,8 +82,14 @@ pub(super) fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>
 }
 
 /// Why a silo's plan was chosen: what it is, what binds, what more of it would be worth and, where that is asked for, what
-/// came second.
-pub(super) fn reasons(search: &Search<'_, '_>, found: &Found, runners_up: bool, deadline_s: f64) -> Vec<String> {
+/// came second. `apart` says that it is what the silo would do alone.
+pub(super) fn reasons(
+    search: &Search<'_, '_>,
+    found: &Found,
+    apart: bool,
+    runners_up: bool,
+    deadline_s: f64,
+) -> Vec<String> {
     let (problem, chosen) = (search.problem, &found.best);
     let Frame { batch_size, base_format, recompute } = chosen.frame;
     let mut reasons = vec![format!(
@@ -93,7 +99,8 @@ pub(super) fn reasons(search: &Search<'_, '_>, found: &Found, runners_up: bool, 
         chosen.objective
     )];
     reasons.push(binding(problem, chosen, deadline_s));
-    let alone = search.best(&search.no_bonus(), |_| true).map_or(chosen.objective, |alone| alone.best.objective);
+    let alone = if apart { None } else { search.best(&search.no_bonus(), |_| true) };
+    let alone = alone.map_or(chosen.objective, |alone| alone.best.objective);
     if alone > chosen.objective + SAME {
         let given_up = alone - chosen.objective;
         reasons.push(format!(

@@ -158,7 +158,7 @@ pub fn plan(
     let with_runners_up = searches.len() <= EXPLAINED_SILOS;
     let mut silos = BTreeMap::new();
     for (search, found) in searches.iter().zip(covered.silos) {
-        let reasons = explain::reasons(search, &found, with_runners_up, deadline.0);
+        let reasons = explain::reasons(search, &found, covered.apart, with_runners_up, deadline.0);
         let Choice { frame, ranks, memory, time, objective } = found.best;
         let Frame { batch_size, base_format, recompute } = frame;
         let silo = search.problem.cost.profile.silo.clone();
