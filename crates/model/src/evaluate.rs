@@ -37,31 +37,24 @@ pub fn logits(
     adapter: &Adapter,
     data: &Dataset,
 ) -> Result<Vec<Vec<f32>>, Error> {
-    on_pool(|| logits_here(encoder, head, adapter, data))
-}
-
-fn logits_here(
-    encoder: &dyn Backbone,
-    head: &HeadLayout,
-    adapter: &Adapter,
-    data: &Dataset,
-) -> Result<Vec<Vec<f32>>, Error> {
-    let adapters = Adapters::constant(adapter);
-    let mut parameters = Parameters::default();
-    let head = head.parameters(&parameters.add_head(&adapter.head))?;
-    let classes = parameters.get(head.output.weight).rows();
-    let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
-    let indices: Vec<usize> = (0..data.len()).collect();
-    let mut logits = Vec::with_capacity(data.len());
-    for part in indices.chunks(BATCH) {
-        let texts = data.subset(part);
-        let offsets: Offsets = texts.offsets.into();
-        let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference)?;
-        let pooled = encoder.pooled(&mut *ops, &texts.ids, &offsets)?;
-        let found = ops.classify(&pooled, head, HeadTargets::None)?.logits;
-        logits.extend(found.chunks_exact(classes.max(1)).map(<[f32]>::to_vec));
-    }
-    Ok(logits)
+    on_pool(|| {
+        let adapters = Adapters::constant(adapter);
+        let mut parameters = Parameters::default();
+        let head = head.parameters(&parameters.add_head(&adapter.head))?;
+        let classes = parameters.get(head.output.weight).rows();
+        let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
+        let indices: Vec<usize> = (0..data.len()).collect();
+        let mut logits = Vec::with_capacity(data.len());
+        for part in indices.chunks(BATCH) {
+            let texts = data.subset(part);
+            let offsets: Offsets = texts.offsets.into();
+            let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference)?;
+            let pooled = encoder.pooled(&mut *ops, &texts.ids, &offsets)?;
+            let found = ops.classify(&pooled, head, HeadTargets::None)?.logits;
+            logits.extend(found.chunks_exact(classes.max(1)).map(<[f32]>::to_vec));
+        }
+        Ok(logits)
+    })
 }
 
 /// The most probable class of every text, in order.
@@ -128,29 +121,22 @@ pub(crate) fn loss_of(
     adapter: &Adapter,
     data: &Dataset,
 ) -> Result<TokenLoss, Error> {
-    on_pool(|| loss_here(encoder, objective, adapter, data))
-}
-
-fn loss_here(
-    encoder: &dyn Backbone,
-    objective: &Objective,
-    adapter: &Adapter,
-    data: &Dataset,
-) -> Result<TokenLoss, Error> {
-    let (adapters, mut parameters) = (Adapters::constant(adapter), Parameters::default());
-    let loss = objective.loss(&parameters.add_head(&adapter.head))?;
-    let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
-    let indices: Vec<usize> = (0..data.len()).collect();
-    let mut total = TokenLoss::default();
-    for part in indices.chunks(BATCH) {
-        let texts = data.subset(part);
-        let offsets: Offsets = texts.offsets.as_slice().into();
-        let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference)?;
-        let start = (0, encoder.embed(&mut *ops, &texts.ids, &offsets)?);
-        let found = loss.of(&mut *ops, encoder, start, &texts)?;
-        total.add(found.mean * found.counted as f64, found.counted as u64);
-    }
-    Ok(total)
+    on_pool(|| {
+        let (adapters, mut parameters) = (Adapters::constant(adapter), Parameters::default());
+        let loss = objective.loss(&parameters.add_head(&adapter.head))?;
+        let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
+        let indices: Vec<usize> = (0..data.len()).collect();
+        let mut total = TokenLoss::default();
+        for part in indices.chunks(BATCH) {
+            let texts = data.subset(part);
+            let offsets: Offsets = texts.offsets.as_slice().into();
+            let mut ops = workspace.ops(&parameters, &adapters, Pass::Inference)?;
+            let start = (0, encoder.embed(&mut *ops, &texts.ids, &offsets)?);
+            let found = loss.of(&mut *ops, encoder, start, &texts)?;
+            total.add(found.mean * found.counted as f64, found.counted as u64);
+        }
+        Ok(total)
+    })
 }
 
 /// The first of the highest logits.

@@ -47,49 +47,40 @@ pub fn train(
     stop: &Stop,
     on_step: &mut (dyn FnMut(StepReport) + Send),
 ) -> Result<Adapter, Error> {
-    on_pool(|| take_steps(training, data, work, seed, stop, on_step))
-}
-
-fn take_steps(
-    training: Training<'_>,
-    data: &Dataset,
-    work: &TrainWork,
-    seed: Seed,
-    stop: &Stop,
-    on_step: &mut dyn FnMut(StepReport),
-) -> Result<Adapter, Error> {
-    let Training { kind, encoder, objective, mut cache } = training;
-    let mut trainable = Trainable::new(&work.adapter);
-    let mut adapters = trainable.attached(&work.fixed);
-    let loss = objective.loss(trainable.head())?;
-    let mut optimizer = AdamW::new(&trainable.parameters, work.weight_decay);
-    let mut gradients = Gradients::new(&trainable.parameters);
-    let workspace = Workspace::new(kind, work.base_format, work.recompute);
-    let batches = Batches::new(data.len(), work.batch_size, seed.derive(Purpose::Batches, 0, None));
-    for (step, indices) in batches.take(work.steps).enumerate() {
-        if stop.requested() {
-            return Err(Error::Stopped { steps: step });
-        }
-        adapters.set_dropout(work.dropout, seed.derive(Purpose::Dropout, step as u32, None));
-        let batch = data.subset(&indices);
-        let offsets: Offsets = batch.offsets.as_slice().into();
-        gradients.clear();
-        let mut ops = workspace.ops(&trainable.parameters, &adapters, Pass::Training)?;
-        let start = match cache.as_deref_mut() {
-            None => (0, encoder.embed(&mut *ops, &batch.ids, &offsets)?),
-            Some(cache) => {
-                let prefix = Frozen { encoder, workspace: &workspace, trainable: &trainable, adapters: &adapters };
-                let (first, bytes) = prefix.output(cache, &batch)?;
-                (first, ops.constant(batch.tokens(), encoder.hidden(), &bytes)?)
+    on_pool(|| {
+        let Training { kind, encoder, objective, mut cache } = training;
+        let mut trainable = Trainable::new(&work.adapter);
+        let mut adapters = trainable.attached(&work.fixed);
+        let loss = objective.loss(trainable.head())?;
+        let mut optimizer = AdamW::new(&trainable.parameters, work.weight_decay);
+        let mut gradients = Gradients::new(&trainable.parameters);
+        let workspace = Workspace::new(kind, work.base_format, work.recompute);
+        let batches = Batches::new(data.len(), work.batch_size, seed.derive(Purpose::Batches, 0, None));
+        for (step, indices) in batches.take(work.steps).enumerate() {
+            if stop.requested() {
+                return Err(Error::Stopped { steps: step });
             }
-        };
-        let loss = finite(loss.of(&mut *ops, encoder, start, &batch)?.mean, step)?;
-        ops.backward(&mut gradients)?;
-        drop(ops);
-        optimizer.step(&mut trainable.parameters, &mut gradients, learning_rate(work, step), work.max_grad_norm);
-        on_step(StepReport { step: step + 1, loss, tokens: batch.tokens() as u64 });
-    }
-    Ok(trainable.adapter())
+            adapters.set_dropout(work.dropout, seed.derive(Purpose::Dropout, step as u32, None));
+            let batch = data.subset(&indices);
+            let offsets: Offsets = batch.offsets.as_slice().into();
+            gradients.clear();
+            let mut ops = workspace.ops(&trainable.parameters, &adapters, Pass::Training)?;
+            let start = match cache.as_deref_mut() {
+                None => (0, encoder.embed(&mut *ops, &batch.ids, &offsets)?),
+                Some(cache) => {
+                    let prefix = Frozen { encoder, workspace: &workspace, trainable: &trainable, adapters: &adapters };
+                    let (first, bytes) = prefix.output(cache, &batch)?;
+                    (first, ops.constant(batch.tokens(), encoder.hidden(), &bytes)?)
+                }
+            };
+            let loss = finite(loss.of(&mut *ops, encoder, start, &batch)?.mean, step)?;
+            ops.backward(&mut gradients)?;
+            drop(ops);
+            optimizer.step(&mut trainable.parameters, &mut gradients, learning_rate(work, step), work.max_grad_norm);
+            on_step(StepReport { step: step + 1, loss, tokens: batch.tokens() as u64 });
+        }
+        Ok(trainable.adapter())
+    })
 }
 
 /// Tokens below which products may round otherwise than those of a batch.

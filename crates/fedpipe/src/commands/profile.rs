@@ -6,10 +6,10 @@ use crate::config::Config;
 use crate::device;
 use crate::error::AppError;
 use crate::report::Loading;
-use crate::report::plan::TERMINAL;
+use crate::report::plan::{TERMINAL, right_aligned};
 use crate::run::Surroundings;
 use crate::setup::Setup;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::Table;
 use fedpipe_core::{BaseFormat, DeviceProfile, Stop};
 use fedpipe_model::HeapMeter;
 use std::io::Write;
@@ -66,9 +66,8 @@ fn text(profile: &DeviceProfile, layers: usize) -> String {
             format!("{:.1}", bytes.fixed_bytes / 1_048_576.0),
         ]);
     }
-    for table in [&mut speeds, &mut memory] {
-        table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    }
+    right_aligned(&mut speeds);
+    right_aligned(&mut memory);
     format!(
         "{}\n\nTime of a token in a layer, and tokens of a step that trains all {layers} layers, without adapters\n{speeds}\n\n\
          Memory of a token: in a layer, of which its input when the rest is computed again, at the peak, and a unit of rank of \

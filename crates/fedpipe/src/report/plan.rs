@@ -10,6 +10,13 @@ use std::fmt::Write;
 /// A line under the header and none elsewhere.
 pub const TERMINAL: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
+/// Aligns all columns but the first, which names the rows, as numbers are.
+pub fn right_aligned(table: &mut Table) {
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
 /// Weights laid out by kind (down) and layer (across).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightGrid {
@@ -127,9 +134,7 @@ pub fn difference(now: &Plan, then: &Plan) -> String {
             cell(&|plan| format!("{:.1}", plan.time.total())),
         ]);
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    right_aligned(&mut table);
     if same.len() < now.silos.len() {
         let _ = writeln!(out, "\n{table}");
     }
@@ -182,9 +187,7 @@ fn table(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> Table {
             format!("{transfer:.1}"),
         ]);
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    right_aligned(&mut table);
     table
 }
 
