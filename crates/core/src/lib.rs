@@ -27,4 +27,6 @@ pub use plan::{ActivationFormat, BaseFormat, MemoryTerms, Optimality, Plan, Silo
 pub use profile::{DeviceProfile, LengthStats, MemoryCoefficients, SiloProfile, TimeCoefficients};
 pub use seed::{Purpose, Seed, SeedStream};
 pub use state::{Metrics, RUN_STATE_VERSION, RoundRecord, RunState, SiloRound};
-pub use task::{CacheUse, Failure, FailureKind, Measured, Outcome, ProbeWork, Task, TrainWork, Update, Work};
+pub use task::{
+    CacheUse, Failure, FailureKind, Measured, Outcome, ProbeScore, ProbeWork, Task, TrainWork, Update, Work,
+};

@@ -239,7 +239,7 @@ impl Engine<'_> {
         if probing && scores.is_empty() {
             self.warn("no silo scored the weights, so all of them count the same".into());
         }
-        let importance = measure.combine(model, &scores);
+        let importance = measure.combine(model, &scores, seed.derive(Purpose::Probe, 0, None));
         self.observer.observe(&Event::Identified { importance: importance.clone() });
         Ok(Progress::Done(Identification { importance, bytes_up, bytes_down, seconds }))
     }
