@@ -1,6 +1,6 @@
 //! What the server asks of a silo, and what comes back.
 
-use crate::{Adapter, BaseFormat, LowRank, Seed, SiloId, WeightId};
+use crate::{Adapter, BaseFormat, LearningRate, LowRank, Seed, SiloId, WeightId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -95,8 +95,8 @@ pub struct TrainWork {
     pub batch_size: usize,
     /// Optimizer steps.
     pub steps: usize,
-    /// AdamW's learning rate at the first and after the last step of this round; linear in between.
-    pub learning_rate: (f64, f64),
+    /// AdamW's learning rate.
+    pub learning_rate: LearningRate,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm.

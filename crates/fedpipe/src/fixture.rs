@@ -47,6 +47,7 @@ pub fn state() -> RunState {
         profiles: SILOS.iter().map(|silo| (silo.0.into(), profile(silo))).collect(),
         importance: importance(),
         plan: plan(),
+        learning_rate: 3e-3,
         adapter: adapter(),
         bytes_up: sum(|silo| silo.bytes_up),
         bytes_down: sum(|silo| silo.bytes_down),
@@ -139,6 +140,8 @@ fn plan() -> Plan {
         (SiloId::from(name), plan)
     };
     Plan {
+        local_steps: 20,
+        chosen: vec![],
         deadline_s: 18.0,
         deadline_reason: "1.1 times the slowest silo".into(),
         optimality: Optimality { objective: 1.1, bound: 1.11, uncovered: vec![] },

@@ -26,6 +26,37 @@ fn one_seed_gives_the_same_bits_and_another_does_not() {
     assert!(a[0] != c[0], "two seeds gave one result");
 }
 
+#[test]
+fn settings_that_are_left_to_fedpipe_are_found_out_with_reasons() {
+    let world = World::new();
+    let keys = [
+        "training.max_length",
+        "training.local_steps",
+        "training.warmup_ratio",
+        "adapter.scaling",
+        "training.learning_rate",
+    ];
+    let auto: Vec<String> = keys.iter().flat_map(|key| ["--set".into(), format!("{key}=auto")]).collect();
+    let run = |output: &'static str| {
+        let auto = auto.iter().map(String::as_str);
+        world.succeed(&["run", "run.toml", "--quiet", "--output", output].into_iter().chain(auto).collect::<Vec<_>>());
+    };
+    run("runs/a");
+    let plan = world.json("runs/a/plan.json");
+    let chosen = plan["chosen"].as_array().unwrap();
+    assert_eq!(chosen.iter().map(|c| c["key"].as_str().unwrap()).collect::<Vec<_>>(), keys);
+    assert!(
+        chosen.iter().all(|c| !c["value"].as_str().unwrap().is_empty() && c["reason"].as_str().unwrap().len() > 20)
+    );
+    let state = world.json("runs/a/checkpoints/round-004/state.json");
+    assert_eq!(chosen[1]["value"].as_str().unwrap(), plan["local_steps"].to_string());
+    assert_eq!(chosen[4]["value"].as_str().unwrap().parse::<f64>().unwrap(), state["learning_rate"].as_f64().unwrap());
+    let page = fs::read_to_string(world.path("runs/a/report.html")).unwrap();
+    assert!(keys.iter().all(|key| page.contains(key)) && page.contains("Settings left to FedPipe"));
+    run("runs/b");
+    assert!(results(&world.path("runs/a")) == results(&world.path("runs/b")));
+}
+
 /// Waits for a file that a running process writes.
 fn wait_for(path: &Path) {
     let start = Instant::now();

@@ -220,6 +220,10 @@ pub fn markdown(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, Silo
         model.architecture, model.layers, model.parameters, plan.deadline_s, plan.deadline_reason
     );
     text += &format!("\n{}\n", optimality(plan));
+    if !plan.chosen.is_empty() {
+        text += "\nSettings left to FedPipe:\n\n";
+        plan.chosen.iter().for_each(|chosen| text += &format!("- {chosen}\n"));
+    }
     for row in rows(plan, model, profiles) {
         let Some(silo) = plan.silos.get(&row.silo) else { continue };
         section(&mut text, &row, silo);

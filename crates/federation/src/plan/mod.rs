@@ -165,7 +165,8 @@ pub fn plan(
         let plan = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
         silos.insert(plan.silo.clone(), plan);
     }
-    Ok(Plan { deadline_s: deadline.0, deadline_reason: deadline.1, optimality: covered.optimality, silos })
+    let (local_steps, (deadline_s, deadline_reason)) = (settings.local_steps, deadline);
+    Ok(Plan { local_steps, chosen: vec![], deadline_s, deadline_reason, optimality: covered.optimality, silos })
 }
 
 fn problem<'a>(

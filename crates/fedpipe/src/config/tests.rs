@@ -88,8 +88,8 @@ fn options_override_the_file_in_their_order() {
     assert_eq!((config.federation.rounds, config.silos[0].memory_mib), (4, 2048));
     assert_eq!(config.federation.partition, Partition::Iid);
     assert_eq!((config.federation.importance.as_str(), config.data.test.len()), ("uniform", 2));
-    assert_eq!(config.adapter.target_modules, TargetModules::Auto);
-    assert_eq!(config.training.recompute, Recompute::Always(false));
+    assert_eq!(config.adapter.target_modules, Auto::Auto);
+    assert_eq!(config.training.recompute, Auto::Given(false));
 }
 
 #[test]

@@ -82,6 +82,10 @@ fn split(weight: &WeightId) -> (&str, Option<usize>, &str) {
 /// The plan for a terminal.
 pub fn text(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> String {
     let mut out = format!("{}\n{}\n{}\n", table(plan, profiles), deadline(plan), optimality(plan));
+    if !plan.chosen.is_empty() {
+        out += "Settings left to FedPipe:\n";
+        plan.chosen.iter().for_each(|chosen| out += &format!("  - {chosen}\n"));
+    }
     let grid = grid(plan);
     for silo in plan.silos.values() {
         let _ = write!(out, "\n{}: ranks\n{}", silo.silo, ranks(&grid, silo));

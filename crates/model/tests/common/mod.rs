@@ -4,7 +4,8 @@
 
 use candle_core::{Device, Tensor};
 use fedpipe_core::{
-    Adapter, BaseFormat, CandidateWeight, Event, LowRank, Matrix, Observer, Seed, Stop, TrainWork, WeightId,
+    Adapter, BaseFormat, CandidateWeight, Event, LearningRate, LowRank, Matrix, Observer, Seed, Stop, TrainWork,
+    WeightId,
 };
 use fedpipe_model::adapter::{Adapters, Attached, Trained, fresh_head};
 use fedpipe_model::data::{Dataset, Targets};
@@ -126,7 +127,7 @@ pub fn check_training(name: &str, base: &BaseModel, steps: usize) {
             base_format,
             batch_size: 4,
             steps,
-            learning_rate: (1e-2, 1e-2),
+            learning_rate: LearningRate::constant(1e-2),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             dropout: 0.0,

@@ -173,6 +173,10 @@ fn silos(state: &RunState, summary: &Summary) -> Markup {
             (optimality(&state.plan)) " "
             "Memory is the most of any round, time the mean of all rounds, both as measured; the ratio is measured by predicted."
         }
+        @if !state.plan.chosen.is_empty() {
+            p class="small" { "Settings left to FedPipe:" }
+            ul class="small" { @for chosen in &state.plan.chosen { li { (chosen) } } }
+        }
         div class="grid charts section" {
             (by_silo(state, "Training loss by silo", "cross-entropy (nats)", |silo| silo.measured.loss))
             (by_silo(state, "Round time by silo", "seconds on the run's clock", |silo| silo.seconds))
