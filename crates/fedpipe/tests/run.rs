@@ -27,6 +27,24 @@ fn one_seed_gives_the_same_bits_and_another_does_not() {
 }
 
 #[test]
+fn a_profile_is_completed_by_the_formats_that_it_lacks_and_else_stays() {
+    let world = World::new();
+    let times = |format: &str| -> Value {
+        let formats = format!("plan.base_formats=[\"{format}\"]");
+        world.succeed(&["profile", "run.toml", "--set", &formats]);
+        let mut files = fs::read_dir(world.path("cache/profiles")).unwrap();
+        let file = files.next().unwrap().unwrap().path();
+        assert!(files.next().is_none(), "one machine and one model have one profile");
+        serde_json::from_slice::<Value>(&fs::read(file).unwrap()).unwrap()["profile"]["time"].clone()
+    };
+    let first = times("f32");
+    let both = times("nf4");
+    assert_eq!(both["f32"], first["f32"]);
+    assert!(first.get("nf4").is_none() && both.get("nf4").is_some());
+    assert_eq!(times("f32"), both);
+}
+
+#[test]
 fn settings_that_are_left_to_fedpipe_are_found_out_with_reasons() {
     let world = World::new();
     let keys = [
