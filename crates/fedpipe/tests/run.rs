@@ -103,6 +103,7 @@ fn a_finished_run_leaves_everything_that_it_promises_and_learns() {
         "config.toml",
         "plan.json",
         "plan.md",
+        "plan.svg",
         "events.jsonl",
         "summary.json",
         "report.html",

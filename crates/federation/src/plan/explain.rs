@@ -59,7 +59,7 @@ fn trainable_parameters(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) ->
 
 /// Ranks by runs of layers that have the same, from the embeddings upwards: `layers 3–5: query 8, value 8`. Layers are
 /// counted from 0, as in the names of the weights.
-pub(super) fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
+pub fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
     let mut by_layer: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for candidate in &model.candidates {
         if let Some(rank) = ranks.get(&candidate.id) {

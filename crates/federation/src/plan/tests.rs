@@ -1,4 +1,3 @@
-use super::explain::grouped_ranks;
 use super::*;
 use fedpipe_core::{BaseFormat, CandidateWeight, Optimality, Seed};
 use fedpipe_testkit::{toy_model, toy_profile};
