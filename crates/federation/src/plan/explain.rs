@@ -172,7 +172,7 @@ fn parts(problem: &SiloProblem<'_>, choice: &Choice, other: &Choice) -> String {
     if told.is_empty() { "as good".into() } else { told.join(", ") }
 }
 
-/// How many changes of ranks are told.
+/// How many changes of ranks are told, those of the most weights.
 const CHANGES: usize = 4;
 
 /// What becomes of a choice: `batch 16 → 32, r 8 → 16 on layers 20–29`.
@@ -196,17 +196,23 @@ fn changes(model: &ModelSpec, before: &Choice, after: &Choice) -> String {
         }
     }
     let whole = model.candidates.iter().map(|candidate| candidate.kind.as_str()).collect::<BTreeSet<_>>().len();
-    let mut ranks = Vec::new();
+    let mut ranks: Vec<(usize, String)> = Vec::new();
     for ((was, is), by_layer) in moved {
-        for (layers, kinds) in runs(by_layer) {
-            let of = if kinds.len() < whole { format!("{} of ", kinds.join(", ")) } else { String::new() };
-            ranks.push(format!("r {was} → {is} on {of}{layers}"));
-        }
+        let weights = by_layer.values().map(Vec::len).sum();
+        let (Some(first), Some(last)) = (by_layer.keys().next(), by_layer.keys().next_back()) else { continue };
+        let all = format!("{weights} weights of layers {first}–{last}");
+        let on = match &runs(by_layer)[..] {
+            [(layers, kinds)] if kinds.len() == whole => layers.clone(),
+            [(layers, kinds)] => format!("{} of {layers}", kinds.join(", ")),
+            _ => all,
+        };
+        ranks.push((weights, format!("r {was} → {is} on {on}")));
     }
-    let left_out = ranks.len().saturating_sub(CHANGES);
-    told.extend(ranks.into_iter().take(CHANGES));
+    ranks.sort_by_key(|(weights, _)| std::cmp::Reverse(*weights));
+    let left_out: usize = ranks.iter().skip(CHANGES).map(|(weights, _)| weights).sum();
+    told.extend(ranks.into_iter().take(CHANGES).map(|(_, told)| told));
     if left_out > 0 {
-        told.push(format!("and {left_out} more changes of ranks"));
+        told.push(format!("and others on {left_out} weights"));
     }
     told.join(", ")
 }

@@ -108,12 +108,19 @@ fn changes_of_ranks_are_told_by_layers_and_kinds() {
         (10..20, _) => 8,
         (_, _) => 16,
     });
-    assert_eq!(changes(&model, &before, &deeper), "r 0 → 4 on query of layer 9, r 8 → 16 on layers 20–29");
+    assert_eq!(changes(&model, &before, &deeper), "r 8 → 16 on layers 20–29, r 0 → 4 on query of layer 9");
     let framed = choice(16, f32, false, &|weight| if weight.layer < 10 { 0 } else { 8 });
     assert_eq!(changes(&model, &before, &framed), "batch 8 → 16, nf4 → f32, activations kept");
-    let patchy = choice(8, nf4, true, &|weight| if weight.layer % 2 == 0 { 8 } else { 0 });
-    let expected =
-        "r 0 → 8 on layer 0, r 0 → 8 on layer 2, r 0 → 8 on layer 4, r 0 → 8 on layer 6, and 11 more changes of ranks";
+    let patchy = choice(8, nf4, true, &|weight| match weight.layer {
+        layer if layer < 10 => 8 * (layer % 2),
+        12 => 1,
+        13 => 2,
+        14 => 4,
+        15 => 16,
+        _ => 8,
+    });
+    let expected = "r 0 → 8 on 10 weights of layers 1–9, r 8 → 1 on layer 12, r 8 → 2 on layer 13, r 8 → 4 on layer 14, \
+                    and others on 2 weights";
     assert_eq!(changes(&model, &before, &patchy), expected);
 }
 
