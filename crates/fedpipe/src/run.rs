@@ -4,7 +4,7 @@ use crate::checkpoint::Restored;
 use crate::config::{Auto, Config};
 use crate::device;
 use crate::error::AppError;
-use crate::report::{html, plan as plan_report};
+use crate::report::{heat, html, plan as plan_report};
 use crate::run_dir::{RunDir, file};
 use crate::setup::{Setup, model_name};
 use crate::summary::Summary;
@@ -369,6 +369,7 @@ fn measure(setup: &Setup, format: BaseFormat, adapter: &Adapter, data: &Dataset)
 fn write_plan(run_dir: &RunDir, setup: &Setup, state: &RunState) -> Result<(), AppError> {
     run_dir.write(file::PLAN_JSON, &serde_json::to_vec_pretty(&state.plan).map_err(AppError::other)?)?;
     run_dir.write(file::PLAN_MD, plan::markdown(&state.plan, &setup.spec, &state.profiles).as_bytes())?;
+    run_dir.write(file::PLAN_SVG, plan_svg(setup, state, &state.plan).as_bytes())?;
     Ok(())
 }
 
@@ -387,7 +388,7 @@ fn finish(
     export(config, setup, run_dir, &state.adapter, around)?;
     let title = run_dir.path().file_name().map_or("run".into(), |name| name.to_string_lossy());
     let config = &config.to_toml().map_err(AppError::other)?;
-    let page = html::page(&html::Report { title: &title, state, summary: &summary, config });
+    let page = html::page(&html::Report { title: &title, state, model: &setup.spec, summary: &summary, config });
     if let Err(error) = run_dir.write(file::REPORT, page.as_bytes()) {
         around.observer.observe(&Event::Warning { message: format!("the report is not written: {error}") });
     }
@@ -433,6 +434,11 @@ fn write_anew(path: PathBuf, write: impl FnOnce(&std::path::Path) -> Result<(), 
 }
 
 /// The plan as `fedpipe plan` prints it.
-pub fn plan_text(state: &RunState) -> String {
-    plan_report::text(&state.plan, &state.profiles)
+pub fn plan_text(setup: &Setup, state: &RunState) -> String {
+    plan_report::text(state, &setup.spec, heat::Look::of_stdout())
+}
+
+/// The plan as a drawing: an SVG file.
+pub fn plan_svg(setup: &Setup, state: &RunState, plan: &Plan) -> String {
+    heat::stand_alone(&[heat::importance(&setup.spec, &state.importance), heat::ranks(&setup.spec, plan)])
 }

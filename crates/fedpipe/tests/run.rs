@@ -152,6 +152,7 @@ fn a_finished_run_leaves_everything_that_it_promises_and_learns() {
         "config.toml",
         "plan.json",
         "plan.md",
+        "plan.svg",
         "events.jsonl",
         "summary.json",
         "report.html",
@@ -264,6 +265,12 @@ fn planning_writes_nothing() {
     let refused = world.refuse(&["plan", "run.toml", "--what-if", "training.max_length=8"]);
     assert!(refused.contains("--what-if changes something that is measured or learnt anew"), "{refused}");
     assert!(!world.path("runs").exists());
+    let text = world.succeed(&["plan", "run.toml", "--svg", "plan.svg"]);
+    assert!(text.contains("Ranks by silo, layer and kind of weight") && !text.contains('\u{1b}'), "{text}");
+    let drawing = fs::read_to_string(world.path("plan.svg")).unwrap();
+    assert!(drawing.starts_with("<svg xmlns=") && drawing.contains("north"), "{drawing}");
+    let refused = world.refuse(&["plan", "run.toml", "--svg", "nowhere/plan.svg"]);
+    assert!(refused.contains("nowhere/plan.svg: "), "{refused}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
-use super::choose::{Choice, Found, Search, SiloProblem, best};
+use super::choose::{Choice, Found, Search, SiloProblem, best, format_penalty};
 use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const MIB: f64 = 1_048_576.0;
 /// Objectives nearer than this are equal.
@@ -59,134 +59,277 @@ fn trainable_parameters(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) ->
 
 /// Ranks by runs of layers that have the same, from the embeddings upwards: `layers 3–5: query 8, value 8`. Layers are
 /// counted from 0, as in the names of the weights.
-pub(super) fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
+pub fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
     let mut by_layer: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for candidate in &model.candidates {
         if let Some(rank) = ranks.get(&candidate.id) {
             by_layer.entry(candidate.layer).or_default().push(format!("{} {rank}", candidate.kind));
         }
     }
-    let mut groups: Vec<(usize, usize, String)> = Vec::new();
-    for (layer, kinds) in by_layer {
-        let kinds = kinds.join(", ");
-        match groups.last_mut() {
-            Some((_, last, same)) if *last + 1 == layer && *same == kinds => *last = layer,
-            _ => groups.push((layer, layer, kinds)),
-        }
-    }
-    let name = |(first, last, kinds): (usize, usize, String)| match first == last {
-        true => format!("layer {first}: {kinds}"),
-        false => format!("layers {first}–{last}: {kinds}"),
-    };
-    if groups.is_empty() { vec!["head only".into()] } else { groups.into_iter().map(name).collect() }
+    let name = |(layers, kinds): (String, Vec<String>)| format!("{layers}: {}", kinds.join(", "));
+    let groups: Vec<String> = runs(by_layer).into_iter().map(name).collect();
+    if groups.is_empty() { vec!["head only".into()] } else { groups }
 }
 
-/// Why a silo's plan was chosen: what it is, what binds, what more of it would be worth and, where that is asked for, what
-/// came second. `apart` says that it is what the silo would do alone.
+/// Neighbouring layers with the same, as `layer 3` or `layers 3–5`.
+fn runs<T: PartialEq>(by_layer: BTreeMap<usize, T>) -> Vec<(String, T)> {
+    let mut runs: Vec<(usize, usize, T)> = Vec::new();
+    for (layer, what) in by_layer {
+        match runs.last_mut() {
+            Some((_, last, same)) if *last + 1 == layer && *same == what => *last = layer,
+            _ => runs.push((layer, layer, what)),
+        }
+    }
+    let name = |first, last| if first == last { format!("layer {first}") } else { format!("layers {first}–{last}") };
+    runs.into_iter().map(|(first, last, what)| (name(first, last), what)).collect()
+}
+
+/// Why a silo's plan was chosen: what it is, what binds, what more of it would bring and, where that is asked for, what it
+/// was chosen against. `apart` says that it is what the silo would do alone.
 pub(super) fn reasons(
     search: &Search<'_, '_>,
     found: &Found,
     apart: bool,
-    runners_up: bool,
+    thorough: bool,
     deadline_s: f64,
 ) -> Vec<String> {
     let (problem, chosen) = (search.problem, &found.best);
-    let Frame { batch_size, base_format, recompute } = chosen.frame;
-    let mut reasons = vec![format!(
-        "batch {batch_size} over {base_format}{}, {} weights adapted: objective {:.4}",
-        again(recompute),
-        chosen.ranks.len(),
-        chosen.objective
-    )];
-    reasons.push(binding(problem, chosen, deadline_s));
+    let mut reasons =
+        vec![format!("{}, {} weights adapted: objective {:.4}", framed(chosen), chosen.ranks.len(), chosen.objective)];
     let alone = if apart { None } else { search.best(&search.no_bonus(), |_| true) };
-    let alone = alone.map_or(chosen.objective, |alone| alone.best.objective);
-    if alone > chosen.objective + SAME {
-        let given_up = alone - chosen.objective;
+    let alone = alone.filter(|alone| alone.best.objective > chosen.objective + SAME);
+    reasons.push(Binding::of(problem, chosen).told(problem, chosen, deadline_s));
+    if let Some(Found { best: alone, .. }) = &alone {
         reasons.push(format!(
-            "alone it would do otherwise: it gives up {given_up:.4} so that important weights are trained by enough silos"
+            "coverage binds: {} of what it would reach alone, so that important weights are trained by enough silos: {}",
+            gained(chosen.objective, alone.objective),
+            changes(problem.cost.model, alone, chosen)
         ));
     }
-    reasons.extend(worth(search, found, alone.max(chosen.objective)));
-    if !runners_up {
-        return reasons;
-    }
-    let second = |differs: &dyn Fn(Frame) -> bool| search.best(&search.no_bonus(), differs).map(|found| found.best);
-    if let Some(choice) = second(&|other| other.base_format != base_format) {
-        let Frame { batch_size, base_format, recompute } = choice.frame;
-        reasons.push(format!(
-            "the best plan with another base format is {base_format} at batch {batch_size}{}: objective {:.4}",
-            again(recompute),
-            choice.objective
-        ));
-    }
-    if let Some(choice) = second(&|other| other.batch_size != batch_size) {
-        let Frame { batch_size, base_format, recompute } = choice.frame;
-        reasons.push(format!(
-            "the best plan with another batch is {batch_size} over {base_format}{}: objective {:.4}",
-            again(recompute),
-            choice.objective
-        ));
-    }
-    if let Some(choice) = second(&|other| other.recompute != recompute) {
-        let Frame { batch_size, base_format, recompute } = choice.frame;
-        reasons.push(format!(
-            "the best plan with activations {} is batch {batch_size} over {base_format}: objective {:.4}",
-            activations(recompute),
-            choice.objective
-        ));
+    reasons.extend(worth(search, alone.as_ref().unwrap_or(found), thorough, deadline_s));
+    if thorough {
+        reasons.extend(runners_up(search, chosen));
     }
     reasons
 }
 
-/// What a tenth more of each budget that binds would bring a silo alone, whose objective is now `alone`: solved again.
-fn worth(search: &Search<'_, '_>, found: &Found, alone: f64) -> Option<String> {
-    const MORE: f64 = 0.1;
+/// `batch 16 over nf8`.
+fn framed(choice: &Choice) -> String {
+    let Frame { batch_size, base_format, recompute } = choice.frame;
+    format!("batch {batch_size} over {base_format}{}", again(recompute))
+}
+
+/// `+6.0 % objective (+0.0601)`.
+fn gained(objective: f64, before: f64) -> String {
+    let more = objective - before;
+    // A share of next to nothing says nothing.
+    if before > 0.01 {
+        format!("{:+.1} % objective ({more:+.4})", 100.0 * more / before)
+    } else {
+        format!("{more:+.4} objective")
+    }
+}
+
+/// The best choices with another format, another batch and the other way with activations: the two of most worth, and
+/// where they lose.
+fn runners_up(search: &Search<'_, '_>, chosen: &Choice) -> Vec<String> {
+    let frame = chosen.frame;
+    let differs: [(String, &dyn Fn(Frame) -> bool); 3] = [
+        ("another base format".into(), &|other| other.base_format != frame.base_format),
+        ("another batch".into(), &|other| other.batch_size != frame.batch_size),
+        (format!("activations {}", activations(!frame.recompute)), &|other| other.recompute != frame.recompute),
+    ];
+    let mut others: Vec<(String, Choice)> = Vec::new();
+    for (what, differs) in differs {
+        let Some(Found { best, .. }) = search.best(&search.no_bonus(), differs) else { continue };
+        match others.iter_mut().find(|(_, other)| other.frame == best.frame) {
+            Some((known, _)) => *known += &format!(" and with {what}"),
+            None => others.push((what, best)),
+        }
+    }
+    others.sort_by(|a, b| b.1.objective.total_cmp(&a.1.objective));
+    let told = |(place, (what, other)): (&str, (String, Choice))| {
+        format!(
+            "{place}: {}, the best with {what}: objective {:.4}, {}",
+            framed(&other),
+            other.objective,
+            parts(search.problem, &other, chosen)
+        )
+    };
+    ["runner-up", "second runner-up"].into_iter().zip(others).map(told).collect()
+}
+
+/// Where an objective is above another, and where below.
+fn parts(problem: &SiloProblem<'_>, choice: &Choice, other: &Choice) -> String {
+    let of = |choice: &Choice| {
+        let (batch, format) =
+            (problem.menu.batch_term(choice.frame.batch_size), -format_penalty(choice.frame.base_format));
+        [("ranks", choice.objective - batch - format), ("batch", batch), ("base format", format)]
+    };
+    let differences = of(choice).into_iter().zip(of(other)).map(|((name, here), (_, there))| (name, here - there));
+    let seen = differences.filter(|(_, difference)| difference.abs() >= 5e-5);
+    let told: Vec<String> = seen.map(|(name, difference)| format!("{name} {difference:+.4}")).collect();
+    if told.is_empty() { "as good".into() } else { told.join(", ") }
+}
+
+/// How many changes of ranks are told, those of the most weights.
+const CHANGES: usize = 4;
+
+/// What becomes of a choice: `batch 16 → 32, r 8 → 16 on layers 20–29`.
+fn changes(model: &ModelSpec, before: &Choice, after: &Choice) -> String {
+    let mut told = Vec::new();
+    let (was, is) = (before.frame, after.frame);
+    if was.batch_size != is.batch_size {
+        told.push(format!("batch {} → {}", was.batch_size, is.batch_size));
+    }
+    if was.base_format != is.base_format {
+        told.push(format!("{} → {}", was.base_format, is.base_format));
+    }
+    if was.recompute != is.recompute {
+        told.push(format!("activations {}", activations(is.recompute)));
+    }
+    let mut moved: BTreeMap<(usize, usize), BTreeMap<usize, Vec<&str>>> = BTreeMap::new();
+    for candidate in &model.candidates {
+        let [was, is] = [before, after].map(|choice| choice.ranks.get(&candidate.id).copied().unwrap_or(0));
+        if was != is {
+            moved.entry((was, is)).or_default().entry(candidate.layer).or_default().push(&candidate.kind);
+        }
+    }
+    let whole = model.candidates.iter().map(|candidate| candidate.kind.as_str()).collect::<BTreeSet<_>>().len();
+    let mut ranks: Vec<(usize, String)> = Vec::new();
+    for ((was, is), by_layer) in moved {
+        let weights = by_layer.values().map(Vec::len).sum();
+        let (Some(first), Some(last)) = (by_layer.keys().next(), by_layer.keys().next_back()) else { continue };
+        let all = format!("{weights} weights of layers {first}–{last}");
+        let on = match &runs(by_layer)[..] {
+            [(layers, kinds)] if kinds.len() == whole => layers.clone(),
+            [(layers, kinds)] => format!("{} of {layers}", kinds.join(", ")),
+            _ => all,
+        };
+        ranks.push((weights, format!("r {was} → {is} on {on}")));
+    }
+    ranks.sort_by_key(|(weights, _)| std::cmp::Reverse(*weights));
+    let left_out: usize = ranks.iter().skip(CHANGES).map(|(weights, _)| weights).sum();
+    told.extend(ranks.into_iter().take(CHANGES).map(|(_, told)| told));
+    if left_out > 0 {
+        told.push(format!("and others on {left_out} weights"));
+    }
+    told.join(", ")
+}
+
+/// More of a silo's memory, of the deadline, or of both.
+#[derive(Clone, Copy)]
+struct More {
+    mib: f64,
+    seconds: f64,
+}
+
+impl More {
+    /// A round part of each, about a tenth.
+    fn of(problem: &SiloProblem<'_>, deadline_s: f64) -> Self {
+        let mib = (problem.memory_budget / MEMORY_SHARE / MIB / 8.0).max(1.0).log2().floor().exp2();
+        let power = 10f64.powf((deadline_s / 10.0).log10().floor());
+        let seconds = [5.0, 2.0, 1.0].map(|m| m * power).into_iter().find(|s| *s <= deadline_s / 10.0);
+        Self { mib, seconds: seconds.unwrap_or(power) }
+    }
+
+    fn times(self, times: f64) -> Self {
+        Self { mib: times * self.mib, seconds: times * self.seconds }
+    }
+
+    fn told(self) -> String {
+        let memory = (self.mib > 0.0).then(|| match self.mib {
+            mib if mib >= 1024.0 => format!("+{} GiB", mib / 1024.0),
+            mib => format!("+{mib} MiB"),
+        });
+        let time = (self.seconds > 0.0).then(|| format!("+{} s a round", self.seconds));
+        [memory, time].into_iter().flatten().collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// What more of each budget that binds would bring a silo alone, which does `now`: solved again, not extrapolated. Where it
+/// is thorough, what brings nothing is tried twice and four times over, then with the other budget.
+fn worth(search: &Search<'_, '_>, now: &Found, thorough: bool, deadline_s: f64) -> Vec<String> {
     let problem = search.problem;
-    let gain = |problem| best(search.weights, &problem).map_or(0.0, |more| more.best.objective - alone);
-    let (bytes, seconds) = (MORE * problem.memory_budget, MORE * problem.time_budget);
-    let mut gains = Vec::new();
-    if found.prices.gib > 0.0 {
-        let gain = gain(SiloProblem { memory_budget: problem.memory_budget + bytes, ..*problem });
-        gains.push(format!("{:.0} MiB more memory {gain:+.4}", bytes / MIB));
+    let step = More::of(problem, deadline_s);
+    let binding = if thorough { Binding::of(problem, &now.best) } else { Binding::default() };
+    let memory = (now.prices.gib > 0.0 || binding.memory).then_some(More { seconds: 0.0, ..step });
+    let time = (now.prices.second > 0.0 || binding.time).then_some(More { mib: 0.0, ..step });
+    let tries: &[f64] = if thorough { &[1.0, 2.0, 4.0] } else { &[1.0] };
+    let brings = |more: More| {
+        tries.iter().find_map(|&times| {
+            let more = more.times(times);
+            let raised = SiloProblem {
+                memory_budget: problem.memory_budget + MEMORY_SHARE * more.mib * MIB,
+                time_budget: problem.time_budget + DEADLINE_SHARE * more.seconds,
+                ..*problem
+            };
+            let then = best(search.weights, &raised).ok()?.best;
+            let before = now.best.objective;
+            (then.objective > before + SAME).then(|| {
+                let changes = changes(problem.cost.model, &now.best, &then);
+                format!("{}: {}, {changes}", more.told(), gained(then.objective, before))
+            })
+        })
+    };
+    let most = |more: More| more.times(tries.last().copied().unwrap_or(1.0)).told();
+    match (memory.map(|more| (more, brings(more))), time.map(|more| (more, brings(more)))) {
+        (Some((_, None)), Some((_, None))) => {
+            vec![brings(step).unwrap_or_else(|| format!("no gain up to {}", most(step)))]
+        }
+        (memory, time) => {
+            let told = |(more, brings): (More, Option<String>)| {
+                brings.unwrap_or_else(|| format!("no gain up to {}", most(more)))
+            };
+            [memory, time].into_iter().flatten().map(told).collect()
+        }
     }
-    if found.prices.second > 0.0 {
-        let gain = gain(SiloProblem { time_budget: problem.time_budget + seconds, ..*problem });
-        gains.push(format!("{seconds:.1} s more time {gain:+.4}"));
-    }
-    (!gains.is_empty()).then(|| format!("worth in objective: {}", gains.join(", ")))
 }
 
 fn again(recompute: bool) -> &'static str {
     if recompute { " with activations computed again" } else { "" }
 }
 
-/// Which budget stands in the way of the next larger rank or batch, and how much of each is left.
-fn binding(problem: &SiloProblem<'_>, best: &Choice, deadline_s: f64) -> String {
-    let next = next_larger(problem, best);
-    let over_memory = next.iter().any(|choice| choice.memory.total() > problem.memory_budget);
-    let over_time = next.iter().any(|choice| choice.time.total() > problem.time_budget);
-    let left = |used: f64, budget: f64| 100.0 * (1.0 - used / budget);
-    let memory = format!(
-        "{:.1} of {:.1} MiB used, {:.1} % left ({:.0} % of its memory)",
-        best.memory.total() / MIB,
-        problem.memory_budget / MIB,
-        left(best.memory.total(), problem.memory_budget),
-        100.0 * MEMORY_SHARE
-    );
-    let time = format!(
-        "{:.1} of {:.1} s used, {:.1} % left ({:.0} % of the deadline of {:.1} s)",
-        best.time.total(),
-        problem.time_budget,
-        left(best.time.total(), problem.time_budget),
-        100.0 * DEADLINE_SHARE,
-        deadline_s
-    );
-    match (over_memory, over_time) {
-        (true, true) => format!("memory and time bind: {memory}; {time}"),
-        (true, false) => format!("memory binds: {memory}; time has room: {time}"),
-        (false, true) => format!("time binds: {time}; memory has room: {memory}"),
-        (false, false) => format!("no budget binds, the menu offers nothing larger: {memory}; {time}"),
+/// Which budget stands in the way of the next larger rank or batch.
+#[derive(Debug, Clone, Copy, Default)]
+struct Binding {
+    memory: bool,
+    time: bool,
+}
+
+impl Binding {
+    fn of(problem: &SiloProblem<'_>, best: &Choice) -> Self {
+        let next = next_larger(problem, best);
+        Self {
+            memory: next.iter().any(|choice| choice.memory.total() > problem.memory_budget),
+            time: next.iter().any(|choice| choice.time.total() > problem.time_budget),
+        }
+    }
+
+    /// With how much of each budget is left.
+    fn told(self, problem: &SiloProblem<'_>, best: &Choice, deadline_s: f64) -> String {
+        let left = |used: f64, budget: f64| 100.0 * (1.0 - used / budget);
+        let memory = format!(
+            "{:.1} of {:.1} MiB used, {:.1} % left ({:.0} % of its memory)",
+            best.memory.total() / MIB,
+            problem.memory_budget / MIB,
+            left(best.memory.total(), problem.memory_budget),
+            100.0 * MEMORY_SHARE
+        );
+        let time = format!(
+            "{:.1} of {:.1} s used, {:.1} % left ({:.0} % of the deadline of {:.1} s)",
+            best.time.total(),
+            problem.time_budget,
+            left(best.time.total(), problem.time_budget),
+            100.0 * DEADLINE_SHARE,
+            deadline_s
+        );
+        match (self.memory, self.time) {
+            (true, true) => format!("memory and time bind: {memory}; {time}"),
+            (true, false) => format!("memory binds: {memory}; time has room: {time}"),
+            (false, true) => format!("time binds: {time}; memory has room: {memory}"),
+            (false, false) => format!("no budget binds, the menu offers nothing larger: {memory}; {time}"),
+        }
     }
 }
 
@@ -294,3 +437,6 @@ fn table(head: (&str, &str), lines: &[(&str, String)]) -> String {
     let lines: String = lines.iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect();
     format!("\n| {} | {} |\n|---|---:|\n{lines}", head.0, head.1)
 }
+
+#[cfg(test)]
+mod tests;

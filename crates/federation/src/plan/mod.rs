@@ -10,7 +10,7 @@ mod table;
 
 pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
 pub use cost::{AdapterLoad, CostModel, Frame, compute_time, memory};
-pub use explain::{markdown, optimality};
+pub use explain::{grouped_ranks, markdown, optimality};
 
 use choose::{Search, best, feasible};
 use table::Weights;
