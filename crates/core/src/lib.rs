@@ -26,5 +26,5 @@ pub use model::{CandidateWeight, ModelSpec};
 pub use plan::{ActivationFormat, BaseFormat, MemoryTerms, Optimality, Plan, SiloPlan, TimeTerms};
 pub use profile::{DeviceProfile, LengthStats, MemoryCoefficients, SiloProfile, TimeCoefficients};
 pub use seed::{Purpose, Seed, SeedStream};
-pub use state::{Metrics, RUN_STATE_VERSION, RoundRecord, RunState, SiloRound};
+pub use state::{Metrics, PlanChange, RUN_STATE_VERSION, RoundRecord, RunState, SiloRound, Slowness};
 pub use task::{CacheUse, Failure, FailureKind, Measured, Outcome, ProbeWork, Task, TrainWork, Update, Work};

@@ -242,6 +242,7 @@ mod tests {
             max_grad_norm: 1.0,
             dropout: 0.0,
             spare_bytes: 1 << 30,
+            sensitivity: false,
         }
     }
 

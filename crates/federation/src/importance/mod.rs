@@ -1,15 +1,17 @@
 //! How much each candidate weight matters: the scores that plans weigh ranks by. A new measure is a file here and a row in
 //! [`MEASURES`].
 
+mod refresh;
 mod svd_sensitivity;
 mod uniform;
 
+pub use refresh::{Sensed, refreshed};
 pub use svd_sensitivity::SvdSensitivity;
 pub use uniform::Uniform;
 
 use crate::UnknownName;
 use crate::plan::Menu;
-use fedpipe_core::{Head, ModelSpec, ProbeWork, SiloProfile, WeightId};
+use fedpipe_core::{CandidateWeight, Head, ModelSpec, ProbeWork, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
 /// Every measure of importance.
@@ -77,6 +79,14 @@ pub struct SiloScores {
     pub scores: BTreeMap<WeightId, f64>,
 }
 
+/// A silo's scores of the candidate weights, summing to 1; `None` when all are zero.
+pub fn normalised(model: &ModelSpec, scores: &BTreeMap<WeightId, f64>) -> Option<BTreeMap<WeightId, f64>> {
+    let of = |weight: &WeightId| scores.get(weight).copied().unwrap_or(0.0);
+    let total: f64 = model.candidates.iter().map(|candidate| of(&candidate.id)).sum();
+    let share = |candidate: &CandidateWeight| (candidate.id.clone(), of(&candidate.id) / total);
+    (total > 0.0).then(|| model.candidates.iter().map(share).collect())
+}
+
 /// Every candidate the same, summing to 1.
 fn equal(model: &ModelSpec) -> BTreeMap<WeightId, f64> {
     let share = 1.0 / model.candidates.len().max(1) as f64;
@@ -87,12 +97,9 @@ fn equal(model: &ModelSpec) -> BTreeMap<WeightId, f64> {
 fn weighted_mean(model: &ModelSpec, silos: &[SiloScores]) -> BTreeMap<WeightId, f64> {
     let mut mean: BTreeMap<WeightId, f64> = model.candidates.iter().map(|c| (c.id.clone(), 0.0)).collect();
     for silo in silos {
-        let total: f64 = mean.keys().filter_map(|weight| silo.scores.get(weight)).sum();
-        if total <= 0.0 {
-            continue;
-        }
+        let Some(scores) = normalised(model, &silo.scores) else { continue };
         for (weight, value) in &mut mean {
-            *value += silo.examples as f64 * silo.scores.get(weight).copied().unwrap_or(0.0) / total;
+            *value += silo.examples as f64 * scores.get(weight).copied().unwrap_or(0.0);
         }
     }
     let total: f64 = mean.values().sum();

@@ -72,6 +72,7 @@ impl FedPipe {
             max_grad_norm: training.max_grad_norm,
             dropout: training.dropout,
             spare_bytes: state.profiles.get(&plan.silo).map_or(0, |profile| spare_bytes(profile, plan)),
+            sensitivity: false,
         }
     }
 

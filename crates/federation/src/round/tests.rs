@@ -31,6 +31,7 @@ struct Federation {
     stop: Stop,
     settings: RoundSettings,
     method: FedPipe,
+    adaptation: Option<Adaptation>,
 }
 
 impl Federation {
@@ -53,6 +54,7 @@ impl Federation {
             stop: Stop::default(),
             settings: RoundSettings::default(),
             method: FedPipe::new(settings),
+            adaptation: None,
         }
     }
 
@@ -65,6 +67,7 @@ impl Federation {
             observer: &self.recorder,
             stop: &self.stop,
             settings: self.settings,
+            adaptation: self.adaptation.as_ref(),
         }
     }
 

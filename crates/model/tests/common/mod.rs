@@ -107,6 +107,7 @@ pub fn check_training(name: &str, base: &BaseModel, steps: usize) {
             max_grad_norm: 1.0,
             dropout: 0.0,
             spare_bytes: 0,
+            sensitivity: false,
             recompute,
         };
         let encoder = base.encoder(base_format).unwrap();
