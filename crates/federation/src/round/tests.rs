@@ -1,3 +1,5 @@
+mod adapting;
+
 use super::*;
 use crate::aggregate::Product;
 use crate::codec::{Bf16, F32};
@@ -22,6 +24,19 @@ fn connected(silos: [(SiloId, ToyTrainer); 3]) -> FakeTransport {
     FakeTransport::new(silos.map(|(silo, trainer)| (silo, Arc::new(trainer) as Arc<dyn Trainer>)).into())
 }
 
+fn method_settings(learning_rate: f64) -> MethodSettings {
+    let training = LocalTraining {
+        rounds: 40,
+        local_steps: 5,
+        learning_rate,
+        schedule: Schedule::Constant,
+        weight_decay: 0.0,
+        max_grad_norm: 1.0,
+        dropout: 0.0,
+    };
+    MethodSettings { model: toy_model(), training, aggregator: &Product, server_rank: 4 }
+}
+
 /// Everything an engine borrows, with the parts that a test wants to change.
 struct Federation {
     transport: FakeTransport,
@@ -36,16 +51,6 @@ struct Federation {
 
 impl Federation {
     fn new(transport: FakeTransport) -> Self {
-        let training = LocalTraining {
-            rounds: 40,
-            local_steps: 5,
-            learning_rate: 0.05,
-            schedule: Schedule::Constant,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            dropout: 0.0,
-        };
-        let settings = MethodSettings { model: toy_model(), training, aggregator: &Product, server_rank: 4 };
         Self {
             transport,
             codec: &F32,
@@ -53,7 +58,7 @@ impl Federation {
             recorder: Recorder::default(),
             stop: Stop::default(),
             settings: RoundSettings::default(),
-            method: FedPipe::new(settings),
+            method: FedPipe::new(method_settings(0.05)),
             adaptation: None,
         }
     }
