@@ -182,6 +182,10 @@ pub mod file {
     pub const PLAN_JSON: &str = "plan.json";
     /// The plan, for people.
     pub const PLAN_MD: &str = "plan.md";
+    /// The plan that holds at the end, for programs, where it is another.
+    pub const PLAN_FINAL_JSON: &str = "plan-final.json";
+    /// The same for people, with what changed and why.
+    pub const PLAN_FINAL_MD: &str = "plan-final.md";
     /// [`crate::summary::Summary`].
     pub const SUMMARY: &str = "summary.json";
     /// [`crate::report::html`].
