@@ -1,11 +1,11 @@
 //! What the engine says while it runs. Progress bars, logs and reports are folds over these.
 
-use crate::{Failure, Metrics, Plan, RoundRecord, SiloId, SiloProfile, WeightId};
+use crate::{Failure, Metrics, Plan, RoundRecord, SiloId, SiloPlan, SiloProfile, WeightId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Version of [`Event`] in `events.jsonl`.
-pub const EVENT_VERSION: u32 = 2;
+pub const EVENT_VERSION: u32 = 3;
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,13 +33,26 @@ pub enum Event {
     },
     /// A silo enrolled.
     Enrolled(SiloProfile),
-    /// The importance of the candidate weights is known.
+    /// The importance of the candidate weights is known, or known better.
     Identified {
         /// Score by weight, summing to 1.
         importance: BTreeMap<WeightId, f64>,
     },
-    /// Every silo has a plan.
+    /// Every silo has a plan, or a new one.
     Planned(Plan),
+    /// A silo has a new plan on its own.
+    Replanned {
+        /// The round after which it holds.
+        round: u32,
+        /// Who.
+        silo: SiloId,
+        /// How slow it is reckoned to be, against its profile ([`crate::Slowness`]).
+        slowness: f64,
+        /// Why, for a person.
+        reason: String,
+        /// The plan.
+        plan: SiloPlan,
+    },
     /// A round begins.
     RoundStarted {
         /// Which, from 1; 0 is the importance probe.

@@ -28,7 +28,7 @@ pub use plan::{ActivationFormat, BaseFormat, Chosen, MemoryTerms, Optimality, Pl
 pub use profile::{DeviceProfile, LengthStats, MemoryCoefficients, SiloProfile, TimeCoefficients};
 pub use rate::{LearningRate, Schedule};
 pub use seed::{Purpose, Seed, SeedStream};
-pub use state::{Metrics, RUN_STATE_VERSION, RoundRecord, RunState, SiloRound};
+pub use state::{Metrics, PlanChange, RUN_STATE_VERSION, RoundRecord, RunState, SiloRound, Slowness};
 pub use task::{
     CacheUse, Failure, FailureKind, Measured, Outcome, ProbeScore, ProbeWork, Task, TrainWork, Update, Work,
 };

@@ -60,6 +60,56 @@ pub struct SiloRound {
     pub bytes_up: u64,
     /// Bytes from the server to the silo.
     pub bytes_down: u64,
+    /// `seconds` over what its enrolled profile foresees for the work that was done and the bytes that travelled; none
+    /// where the profile has no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowness: Option<f64>,
+}
+
+/// How slow a run has found a silo, against its enrolled profile: 1 is as foreseen, 2 takes twice as long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Slowness {
+    /// Of its last rounds that are remembered, oldest first; late ones count.
+    pub recent: Vec<f64>,
+    /// What its plan in force reckons with.
+    pub planned: f64,
+    /// Rounds in a row that were off the plan: above 0 slower, below 0 faster.
+    pub off: i32,
+    /// The round after which it was last planned again on its own, or would have been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replanned: Option<u32>,
+    /// Whether a person was told that no plan of it keeps the deadline any more.
+    #[serde(default)]
+    pub warned: bool,
+}
+
+impl Default for Slowness {
+    /// As foreseen.
+    fn default() -> Self {
+        Self { recent: Vec::new(), planned: 1.0, off: 0, replanned: None, warned: false }
+    }
+}
+
+impl Slowness {
+    /// The mean of what is remembered; 1 when that is nothing.
+    pub fn learned(&self) -> f64 {
+        match self.recent.len() {
+            0 => 1.0,
+            rounds => self.recent.iter().sum::<f64>() / rounds as f64,
+        }
+    }
+}
+
+/// A change of plans while rounds went on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanChange {
+    /// The round after which it holds.
+    pub round: u32,
+    /// Whose plan; none when all were planned anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silo: Option<SiloId>,
+    /// Why, for a person.
+    pub reason: String,
 }
 
 /// What happened in a round.
@@ -96,10 +146,19 @@ pub struct RunState {
     pub profiles: BTreeMap<SiloId, SiloProfile>,
     /// Importance of every candidate weight, summing to 1.
     pub importance: BTreeMap<WeightId, f64>,
+    /// The same as each silo has it on its own data, for those that scored their weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub own_importance: BTreeMap<SiloId, BTreeMap<WeightId, f64>>,
     /// The plan in force.
     pub plan: Plan,
     /// AdamW's highest learning rate.
     pub learning_rate: f64,
+    /// How the plan in force came from the first one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plan_changes: Vec<PlanChange>,
+    /// What the rounds said of the silos' speed. Profiles stay as they were enrolled.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub slowness: BTreeMap<SiloId, Slowness>,
     /// The federation's adapter.
     #[serde(skip, default = "empty_adapter")]
     pub adapter: Adapter,

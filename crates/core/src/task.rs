@@ -105,6 +105,8 @@ pub struct TrainWork {
     pub dropout: f64,
     /// Bytes of the silo's memory that its plan leaves: what a cache of activations may take.
     pub spare_bytes: u64,
+    /// Whether [`Update::sensitivity`] is asked for.
+    pub sensitivity: bool,
 }
 
 /// What a silo measured while it worked.
@@ -151,6 +153,9 @@ pub struct Update {
     pub outcome: Outcome,
     /// What it took.
     pub measured: Measured,
+    /// How much the loss hangs on the factors of each weight that trained: Σ |p·∂L/∂p| over the entries p of A and B, the
+    /// mean of the steps. Empty unless it was asked for.
+    pub sensitivity: BTreeMap<WeightId, f64>,
 }
 
 /// The result of a piece of work.

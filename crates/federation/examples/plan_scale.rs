@@ -1,11 +1,12 @@
 //! How long plans for large federations take, and how far from the best they can be.
 //!
 //! ```text
-//! cargo run --release -p fedpipe-federation --example plan_scale -- [SILOS …]
+//! cargo run --release -p fedpipe-federation --example plan_scale -- [--own] [SILOS …]
 //! ```
 //!
 //! Silos of unlike memory, speed, link and texts over a model of 32 layers with seven weights each, of the sizes of
 //! Llama-3.2-1B's; six batch sizes, four formats, recomputation or not, ranks 2 to 64, a deadline that the planner sets.
+//! With `--own` every silo has scores of its own that count for half.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use fedpipe_core::{
     ActivationFormat, BaseFormat, CandidateWeight, DeviceProfile, LengthStats, MemoryCoefficients, ModelSpec, Seed,
     SiloId, SiloProfile, TimeCoefficients, WeightId,
 };
-use fedpipe_federation::plan::{BATCH_VALUE, Deadline, Menu, PlanSettings, plan};
+use fedpipe_federation::plan::{BATCH_VALUE, Deadline, Importance, Menu, PlanSettings, plan};
 use fedpipe_testkit::toy_model;
 use rand::RngExt;
 
@@ -28,10 +29,15 @@ const FORMATS: [(BaseFormat, f64); 4] =
 fn main() {
     let sizes: Vec<usize> = std::env::args().skip(1).filter_map(|size| size.parse().ok()).collect();
     let sizes = if sizes.is_empty() { vec![10, 100, 1000, 10_000] } else { sizes };
-    let (model, importance) = (model(), importance());
+    let own_share = if std::env::args().any(|argument| argument == "--own") { 0.5 } else { 0.0 };
+    let (model, federation) = (model(), importance(0));
     println!("| silos | seconds | ms a silo | gap | adapted weights, mean | uncovered |\n|--:|--:|--:|--:|--:|--:|");
     for size in sizes {
         let silos: BTreeMap<SiloId, SiloProfile> = (0..size).map(silo).map(|silo| (silo.silo.clone(), silo)).collect();
+        let own =
+            silos.keys().zip(1..).filter(|_| own_share > 0.0).map(|(silo, seed)| (silo.clone(), importance(seed)));
+        let own = own.collect();
+        let importance = Importance { federation: &federation, own: &own, own_share };
         let menu = Menu {
             batch_sizes: vec![1, 2, 4, 8, 16, 32],
             formats: FORMATS.map(|(format, _)| format).to_vec(),
@@ -42,7 +48,7 @@ fn main() {
         let deadline = Deadline::Auto;
         let settings = PlanSettings { menu, server_rank: 64, local_steps: 10, value_bytes: 2.0, deadline, coverage: 2 };
         let start = Instant::now();
-        let plan = match plan(&model, &silos, &importance, &settings) {
+        let plan = match plan(&model, &silos, importance, &settings) {
             Ok(plan) => plan,
             Err(error) => {
                 eprintln!("{size} silos: {error}");
@@ -90,8 +96,8 @@ fn model() -> ModelSpec {
 }
 
 /// Upper layers count for more, and no two weights for the same.
-fn importance() -> BTreeMap<WeightId, f64> {
-    let mut stream = Seed(0).stream();
+fn importance(seed: u64) -> BTreeMap<WeightId, f64> {
+    let mut stream = Seed(seed).stream();
     let scores: Vec<(WeightId, f64)> =
         weights().map(|c| (c.id, stream.random_range(0.2..1.0) * (1.0 + c.layer as f64))).collect();
     let all: f64 = scores.iter().map(|(_, score)| score).sum();

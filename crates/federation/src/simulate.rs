@@ -1,7 +1,8 @@
 //! Time on hardware that is not there.
 
 use crate::plan::{AdapterLoad, compute_time};
-use fedpipe_core::{BaseFormat, Clock, LowRank, ModelSpec, SiloProfile, Task, Update, Work};
+use fedpipe_core::{BaseFormat, Clock, LowRank, Measured, ModelSpec, SiloId, SiloProfile, Task, Update, Work};
+use std::collections::BTreeMap;
 
 /// A clock that charges each silo the time its own hardware and link would take.
 ///
@@ -12,27 +13,58 @@ use fedpipe_core::{BaseFormat, Clock, LowRank, ModelSpec, SiloProfile, Task, Upd
 /// repetition. Real seconds are reported beside it ([`fedpipe_core::Measured::compute_s`]).
 ///
 /// Work on a format that the profile does not know is charged its real seconds over the speed.
+///
+/// A rehearsal may let silos become slower than they enrolled ([`SlowsDown`]): the clock knows, the planner does not.
 #[derive(Debug, Clone)]
 pub struct VirtualClock {
     model: ModelSpec,
+    slow_downs: BTreeMap<SiloId, SlowsDown>,
+}
+
+/// A silo whose speed changes while the run goes on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SlowsDown {
+    /// The first round that it is charged at the new speed.
+    pub round: u32,
+    /// The new speed, on the scale of [`SiloProfile::speed`].
+    pub speed: f64,
+}
+
+/// Seconds that a silo as `profile` describes it takes for work that was done and `bytes` that travelled, by the cost model;
+/// none where it did not measure the work's format.
+pub fn modelled_s(
+    model: &ModelSpec,
+    profile: &SiloProfile,
+    work: &Work,
+    measured: &Measured,
+    bytes: u64,
+) -> Option<f64> {
+    let (load, format, recompute) = load(model, work);
+    let time = compute_time(model, profile, &load, format, recompute, measured.tokens as f64, measured.steps)?;
+    Some(time.total() + profile.transfer_s(bytes as f64))
+}
+
+fn load(model: &ModelSpec, work: &Work) -> (AdapterLoad, BaseFormat, bool) {
+    let rank = |factors: Option<&LowRank>| factors.map_or(0, LowRank::rank);
+    match work {
+        Work::Probe(probe) => (AdapterLoad::of(model, |_| probe.rank, |_| 0), probe.base_format, false),
+        Work::Train(train) => {
+            let trained = |c: &fedpipe_core::CandidateWeight| rank(train.adapter.factors.get(&c.id));
+            let applied = |c: &fedpipe_core::CandidateWeight| rank(train.fixed.get(&c.id));
+            (AdapterLoad::of(model, trained, applied), train.base_format, train.recompute)
+        }
+    }
 }
 
 impl VirtualClock {
     /// A clock for silos that train `model`.
     pub fn new(model: ModelSpec) -> Self {
-        Self { model }
+        Self { model, slow_downs: BTreeMap::new() }
     }
 
-    fn load(&self, work: &Work) -> (AdapterLoad, BaseFormat, bool) {
-        let rank = |factors: Option<&LowRank>| factors.map_or(0, LowRank::rank);
-        match work {
-            Work::Probe(probe) => (AdapterLoad::of(&self.model, |_| probe.rank, |_| 0), probe.base_format, false),
-            Work::Train(train) => {
-                let trained = |c: &fedpipe_core::CandidateWeight| rank(train.adapter.factors.get(&c.id));
-                let applied = |c: &fedpipe_core::CandidateWeight| rank(train.fixed.get(&c.id));
-                (AdapterLoad::of(&self.model, trained, applied), train.base_format, train.recompute)
-            }
-        }
+    /// The same with silos that slow down.
+    pub fn with_slow_downs(self, slow_downs: BTreeMap<SiloId, SlowsDown>) -> Self {
+        Self { slow_downs, ..self }
     }
 }
 
@@ -42,11 +74,11 @@ impl Clock for VirtualClock {
     }
 
     fn charge(&self, profile: &SiloProfile, task: &Task, update: &Update, bytes_down: u64, bytes_up: u64) -> f64 {
-        let (load, format, recompute) = self.load(&task.work);
-        let (tokens, steps) = (update.measured.tokens as f64, update.measured.steps);
-        let modelled = compute_time(&self.model, profile, &load, format, recompute, tokens, steps);
-        let compute = modelled.map_or(update.measured.compute_s / profile.speed, |time| time.total());
-        compute + profile.transfer_s((bytes_down + bytes_up) as f64)
+        let slow = self.slow_downs.get(&profile.silo).filter(|slow| task.round >= slow.round);
+        let now = slow.map(|slow| SiloProfile { speed: slow.speed, ..profile.clone() });
+        let (profile, bytes) = (now.as_ref().unwrap_or(profile), bytes_down + bytes_up);
+        let real = || update.measured.compute_s / profile.speed + profile.transfer_s(bytes as f64);
+        modelled_s(&self.model, profile, &task.work, &update.measured, bytes).unwrap_or_else(real)
     }
 }
 
@@ -76,11 +108,12 @@ mod tests {
             max_grad_norm: 1.0,
             dropout: 0.0,
             spare_bytes: 0,
+            sensitivity: false,
         };
         let measured = Measured { steps: 5, tokens: 100, compute_s: 7.0, ..Measured::default() };
         let outcome = Outcome::Trained(adapter);
         let task = Task { round: 1, silo: "a".into(), seed: Seed(1), work: Work::Train(work) };
-        (task, Update { round: 1, silo: "a".into(), examples: 100, outcome, measured })
+        (task, Update { round: 1, silo: "a".into(), examples: 100, outcome, measured, sensitivity: Default::default() })
     }
 
     /// One formula, two callers: work that turns out as planned takes the time that was predicted.
@@ -107,5 +140,20 @@ mod tests {
         assert_eq!(clock.charge(&profile, &task, &update, 0, 0), charged);
         let (task, update) = train(2, [3, 1], BaseFormat::Nf2, false);
         assert_eq!(clock.charge(&profile, &task, &update, 0, 0), 7.0 / 0.5);
+    }
+    /// By hand: at a tenth of the speed computing takes ten times as long, and the link stays.
+    #[test]
+    fn a_silo_slows_down_from_its_round_on() {
+        let (task, update) = train(2, [3, 1], BaseFormat::F32, false);
+        let profile = toy_profile("a");
+        let slow = SlowsDown { round: 2, speed: profile.speed / 10.0 };
+        let clock = VirtualClock::new(toy_model()).with_slow_downs([("a".into(), slow)].into());
+        let charged = |round: u32, bytes| clock.charge(&profile, &Task { round, ..task.clone() }, &update, bytes, 0);
+        let compute = VirtualClock::new(toy_model()).charge(&profile, &task, &update, 0, 0);
+        assert_eq!(charged(1, 1000), compute + 8e-3);
+        assert!((charged(2, 1000) - (10.0 * compute + 8e-3)).abs() < 1e-12);
+        assert!((charged(9, 1000) - charged(2, 1000)).abs() < 1e-12);
+        let other = SiloProfile { silo: "b".into(), ..profile.clone() };
+        assert_eq!(clock.charge(&other, &Task { round: 2, ..task.clone() }, &update, 0, 0), compute);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The learning rate is found by trying, in [`crate::round::Engine::learning_rate`].
 
-use crate::plan::{PlanError, PlanSettings, plan};
-use fedpipe_core::{Chosen, ModelSpec, Plan, Schedule, SiloId, SiloPlan, SiloProfile, WeightId};
+use crate::plan::{Importance, PlanError, PlanSettings, plan};
+use fedpipe_core::{Chosen, ModelSpec, Plan, Schedule, SiloId, SiloPlan, SiloProfile};
 use std::collections::BTreeMap;
 
 /// Learning rates that are tried, ascending: what LoRA with AdamW is trained at, from the larger models to the smallest.
@@ -63,7 +63,7 @@ pub fn max_length(lengths: &BTreeMap<SiloId, Vec<usize>>, whole: f64, most: usiz
 pub fn plan_with_steps(
     model: &ModelSpec,
     profiles: &BTreeMap<SiloId, SiloProfile>,
-    importance: &BTreeMap<WeightId, f64>,
+    importance: Importance<'_>,
     settings: &PlanSettings,
 ) -> Result<Plan, PlanError> {
     let of = |local_steps| plan(model, profiles, importance, &PlanSettings { local_steps, ..settings.clone() });
@@ -180,7 +180,8 @@ mod tests {
             let mut profile = toy_profile("a");
             (profile.bandwidth_mbps, profile.examples) = (bandwidth_mbps, examples);
             let profiles = BTreeMap::from([("a".into(), profile)]);
-            plan_with_steps(&toy_model(), &profiles, &BTreeMap::new(), &settings(Deadline::Seconds(1e6))).unwrap()
+            plan_with_steps(&toy_model(), &profiles, (&BTreeMap::new()).into(), &settings(Deadline::Seconds(1e6)))
+                .unwrap()
         };
         let fast = with(1e6, 100_000);
         assert_eq!(fast.local_steps, 5);
@@ -199,8 +200,9 @@ mod tests {
         let mut profile = toy_profile("a");
         profile.bandwidth_mbps = 1e-3;
         let profiles = BTreeMap::from([("a".into(), profile)]);
-        let of =
-            |seconds| plan_with_steps(&toy_model(), &profiles, &BTreeMap::new(), &settings(Deadline::Seconds(seconds)));
+        let of = |seconds| {
+            plan_with_steps(&toy_model(), &profiles, (&BTreeMap::new()).into(), &settings(Deadline::Seconds(seconds)))
+        };
         assert!(of(1e-3).is_err());
         let plan = of(8.0).unwrap();
         assert!(plan.chosen[0].reason.contains("more steps do not fit the deadline"), "{:?}", plan.chosen);

@@ -46,8 +46,11 @@ pub fn state() -> RunState {
         round: ROUNDS,
         profiles: SILOS.iter().map(|silo| (silo.0.into(), profile(silo))).collect(),
         importance: importance(),
+        own_importance: BTreeMap::new(),
         plan: plan(),
         learning_rate: 3e-3,
+        plan_changes: Vec::new(),
+        slowness: BTreeMap::new(),
         adapter: adapter(),
         bytes_up: sum(|silo| silo.bytes_up),
         bytes_down: sum(|silo| silo.bytes_down),
@@ -186,7 +189,7 @@ fn round(round: u32) -> RoundRecord {
             cache: (name == "edge").then(|| edge_cache(round)),
         };
         let seconds = compute_s / speed + 2.0 * bytes as f64 * 8.0 / (bandwidth_mbps * 1e6);
-        SiloRound { silo: name.into(), measured, seconds, bytes_up: bytes, bytes_down: bytes }
+        SiloRound { silo: name.into(), measured, seconds, bytes_up: bytes, bytes_down: bytes, slowness: Some(1.0) }
     };
     let silos: Vec<SiloRound> = SILOS.iter().enumerate().filter(|(i, _)| !(late && *i == 2)).map(silo_round).collect();
     let failures = late.then(|| Failure {
@@ -238,12 +241,21 @@ pub fn events() -> Vec<Event> {
         events.extend(silo_ids().flat_map(|silo| steps(round, silo)));
         events.extend(record.failures.iter().cloned().map(Event::SiloFailed));
         events.push(Event::RoundFinished(record));
+        if round == 5 {
+            events.push(replanned(round, &state));
+        }
         events.push(Event::Checkpointed { round, path: format!("checkpoints/round-{round:03}") });
     }
     events.push(Event::Warning { message: "the disk is nearly full".into() });
     events.push(Event::Evaluated(metrics()));
     events.push(Event::Finished { rounds: ROUNDS, stopped: false });
     events
+}
+
+fn replanned(round: u32, state: &RunState) -> Event {
+    let silo = SiloId::from("edge");
+    let reason = "its last rounds took 1.40 times as long as its profile foresees; its plan reckoned with 1.00".into();
+    Event::Replanned { round, plan: state.plan.silos[&silo].clone(), silo, slowness: 1.4, reason }
 }
 
 fn steps(round: u32, silo: SiloId) -> impl Iterator<Item = Event> {

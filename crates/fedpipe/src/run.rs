@@ -1,7 +1,7 @@
 //! The main job: enrol, identify, plan, train round by round, export. Reads from top to bottom.
 
 use crate::checkpoint::Restored;
-use crate::config::{Auto, Config};
+use crate::config::{self, Auto, Config};
 use crate::device;
 use crate::error::AppError;
 use crate::report::{heat, html, plan as plan_report};
@@ -9,13 +9,13 @@ use crate::run_dir::{RunDir, file};
 use crate::setup::{Setup, model_name};
 use crate::summary::Summary;
 use fedpipe_core::{
-    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, RunState, Schedule, Seed,
-    SiloId, Stop,
+    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, PlanChange, RunState,
+    Schedule, Seed, SiloId, Stop,
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings};
-use fedpipe_federation::plan::{Deadline, Menu, PlanSettings};
-use fedpipe_federation::round::{Engine, Progress, RoundSettings, start};
-use fedpipe_federation::simulate::VirtualClock;
+use fedpipe_federation::plan::{Deadline, Importance, Menu, PlanSettings};
+use fedpipe_federation::round::{Adaptation, Engine, Progress, RoundSettings, start};
+use fedpipe_federation::simulate::{SlowsDown, VirtualClock};
 use fedpipe_federation::{aggregate, codec, importance, method, plan, tune};
 use fedpipe_model::data::Dataset;
 use fedpipe_model::io::{AdapterInfo, AdapterTask, serving_rank, write_adapter, write_serving};
@@ -132,6 +132,7 @@ struct Parts {
     codec: &'static dyn Codec,
     value_bytes: f64,
     clock: VirtualClock,
+    adaptation: Adaptation,
 }
 
 impl Parts {
@@ -154,7 +155,19 @@ impl Parts {
         };
         let (codec, value_bytes) = codec::by_name(&federation.codec)?;
         let method = (method::by_name(&federation.method)?.build)(settings);
-        Ok(Self { method, codec, value_bytes, clock: VirtualClock::new(spec.clone()) })
+        let slow = |silo: &config::SiloConfig| {
+            let config::SlowsDownConfig { round, speed } = silo.slows_down?;
+            Some((SiloId::new(&silo.name), SlowsDown { round, speed }))
+        };
+        let clock = VirtualClock::new(spec.clone()).with_slow_downs(config.silos.iter().filter_map(slow).collect());
+        let adaptation = Adaptation {
+            model: spec.clone(),
+            settings: plan_settings(config, value_bytes, training.local_steps.given().unwrap_or_default()),
+            own_importance: config.plan.own_importance,
+            refresh_importance: federation.refresh_importance,
+            rounds: federation.rounds,
+        };
+        Ok(Self { method, codec, value_bytes, clock, adaptation })
     }
 
     fn engine<'a>(
@@ -176,6 +189,7 @@ impl Parts {
                 deadline_enforced: true,
                 max_update_norm: config.federation.max_update_norm,
             },
+            adaptation: Some(&self.adaptation),
         }
     }
 }
@@ -229,8 +243,12 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let training = &config.training;
     let given = training.local_steps.given();
     let settings = plan_settings(config, parts.value_bytes, given.unwrap_or_default());
-    let make = if given.is_some() { plan::plan } else { tune::plan_with_steps };
-    let mut plan = make(&setup.spec, &profiles, &identified.importance, &settings)?;
+    let importance =
+        Importance { federation: &identified.importance, own: &identified.own, own_share: config.plan.own_importance };
+    let mut plan = match given {
+        Some(_) => plan::plan(&setup.spec, &profiles, importance, &settings)?,
+        None => tune::plan_with_steps(&setup.spec, &profiles, importance, &settings)?,
+    };
     plan.chosen.splice(0..0, setup.chosen.iter().cloned());
     if training.warmup_ratio == Auto::Auto {
         plan.chosen.push(tune::warmup_ratio(schedule(&training.lr_scheduler_type)).1);
@@ -295,7 +313,7 @@ pub fn check_what_if(config: &Config, other: &Config) -> Result<(), AppError> {
     if same == *config {
         return Ok(());
     }
-    let hint = "it takes silos.NAME.memory_mib, speed and bandwidth_mbps, plan.coverage, batch_sizes and base_formats, \
+    let hint = "it takes silos.NAME.memory_mib, speed and bandwidth_mbps, plan.coverage, own_importance, batch_sizes and base_formats, \
                 adapter.ranks, federation.deadline_s and server_rank, training.local_steps and recompute; for all else \
                 use --set";
     Err(AppError::user("--what-if changes something that is measured or learnt anew").hint(hint))
@@ -322,7 +340,9 @@ pub fn what_if(other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, 
     let local_steps = other.training.local_steps.given().unwrap_or(state.plan.local_steps);
     let settings = plan_settings(other, value_bytes, local_steps);
     let chosen = state.plan.chosen.clone();
-    Ok(Plan { chosen, ..plan::plan(&setup.spec, &profiles, &state.importance, &settings)? })
+    let importance =
+        Importance { federation: &state.importance, own: &state.own_importance, own_share: other.plan.own_importance };
+    Ok(Plan { chosen, ..plan::plan(&setup.spec, &profiles, importance, &settings)? })
 }
 
 /// 1, … , n/4, n/2, n: a silo that cannot hold the probe's batch takes a smaller one.
@@ -373,6 +393,22 @@ fn write_plan(run_dir: &RunDir, setup: &Setup, state: &RunState) -> Result<(), A
     Ok(())
 }
 
+/// The plan that holds at the end, where it is not the first one.
+fn write_final_plan(run_dir: &RunDir, setup: &Setup, state: &RunState) -> Result<(), AppError> {
+    if state.plan_changes.is_empty() {
+        return Ok(());
+    }
+    run_dir.write(file::PLAN_FINAL_JSON, &serde_json::to_vec_pretty(&state.plan).map_err(AppError::other)?)?;
+    let mut text = plan::markdown(&state.plan, &setup.spec, &state.profiles);
+    text += "\n## Changes since the first plan\n\n";
+    for PlanChange { round, silo, reason } in &state.plan_changes {
+        let whose = silo.as_ref().map_or("all silos".to_string(), |silo| format!("silo {silo}"));
+        text += &format!("- after round {round}, {whose}: {reason}\n");
+    }
+    run_dir.write(file::PLAN_FINAL_MD, text.as_bytes())?;
+    Ok(())
+}
+
 /// Writes what the run leaves behind: first what cannot fail for want of a format, then what is for people.
 fn finish(
     config: &Config,
@@ -385,6 +421,7 @@ fn finish(
 ) -> Result<Ending, AppError> {
     let summary = Summary::of(state, Some(metrics), parts.clock.name());
     run_dir.write(file::SUMMARY, &serde_json::to_vec_pretty(&summary).map_err(AppError::other)?)?;
+    write_final_plan(run_dir, setup, state)?;
     export(config, setup, run_dir, &state.adapter, around)?;
     let title = run_dir.path().file_name().map_or("run".into(), |name| name.to_string_lossy());
     let config = &config.to_toml().map_err(AppError::other)?;

@@ -184,6 +184,10 @@ pub mod file {
     pub const PLAN_MD: &str = "plan.md";
     /// Importance and ranks as heat maps.
     pub const PLAN_SVG: &str = "plan.svg";
+    /// The plan that holds at the end, for programs, where it is another.
+    pub const PLAN_FINAL_JSON: &str = "plan-final.json";
+    /// The same for people, with what changed and why.
+    pub const PLAN_FINAL_MD: &str = "plan-final.md";
     /// [`crate::summary::Summary`].
     pub const SUMMARY: &str = "summary.json";
     /// [`crate::report::html`].

@@ -2,7 +2,7 @@
 
 use crate::memory::peak_rss_mib;
 use crate::report::format::mib;
-use fedpipe_core::{BaseFormat, CacheUse, Failure, Metrics, RunState, SiloId, SiloPlan, SiloRound, WeightId};
+use fedpipe_core::{BaseFormat, CacheUse, Failure, Metrics, RunState, SiloId, SiloPlan, SiloRound, Slowness, WeightId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -65,10 +65,16 @@ pub struct SiloSummary {
     pub examples: u64,
     /// Its plan.
     pub plan: PlanSummary,
-    /// What the planner foresaw.
+    /// What the planner foresaw of the plan that holds at the end.
     pub predicted: Cost,
-    /// What it took; nothing when the silo never delivered.
+    /// What it took under that plan; nothing when the silo never delivered under it.
     pub measured: Option<Cost>,
+    /// How many times as slow as its profile foresees the run found it in its last rounds; nothing when no round said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowness: Option<f64>,
+    /// How often its plan changed after the first one.
+    #[serde(default)]
+    pub plan_changes: u32,
     /// What its cache of activations did over all rounds; nothing when it was not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheSummary>,
@@ -98,6 +104,9 @@ pub struct Cost {
     pub memory_mib: f64,
     /// Mean seconds of a round, slow-down and transfers included.
     pub round_seconds: f64,
+    /// Mean seconds of an optimizer step; nothing when the silo never delivered.
+    #[serde(default)]
+    pub step_seconds: Option<f64>,
 }
 
 /// What a silo's cache of activations did.
@@ -145,8 +154,18 @@ impl Summary {
 }
 
 fn silo(state: &RunState, plan: &SiloPlan) -> SiloSummary {
-    let delivered: Vec<&SiloRound> =
-        state.history.iter().flat_map(|round| &round.silos).filter(|round| round.silo == plan.silo).collect();
+    let of_silo = |round: &&SiloRound| round.silo == plan.silo;
+    let delivered: Vec<&SiloRound> = state.history.iter().flat_map(|round| &round.silos).filter(of_silo).collect();
+    let changes = || state.plan_changes.iter().filter(|change| change.silo.as_ref().is_none_or(|id| id == &plan.silo));
+    let since = changes().map(|change| change.round).max().unwrap_or(0);
+    let under_plan = state.history.iter().filter(|record| record.round > since).flat_map(|record| &record.silos);
+    let under_plan: Vec<&SiloRound> = under_plan.filter(of_silo).collect();
+    let compute_s = plan.time.total() - plan.time.download - plan.time.upload;
+    let predicted = Cost {
+        memory_mib: mib(plan.memory.total()),
+        round_seconds: plan.time.total(),
+        step_seconds: delivered.last().map(|round| compute_s / round.measured.steps.max(1) as f64),
+    };
     let failed = |failure: &&Failure| failure.silo == plan.silo;
     SiloSummary {
         examples: state.profiles.get(&plan.silo).map_or(0, |profile| profile.examples),
@@ -156,8 +175,10 @@ fn silo(state: &RunState, plan: &SiloPlan) -> SiloSummary {
             recompute: plan.recompute,
             ranks: plan.ranks.clone(),
         },
-        predicted: Cost { memory_mib: mib(plan.memory.total()), round_seconds: plan.time.total() },
-        measured: measured(state, plan, &delivered),
+        predicted,
+        measured: measured(state, plan, &under_plan),
+        slowness: state.slowness.get(&plan.silo).map(Slowness::learned),
+        plan_changes: changes().count() as u32,
         cache: cache(&delivered),
         rounds_delivered: delivered.len() as u32,
         failures: state.history.iter().flat_map(|round| &round.failures).filter(failed).count() as u32,
@@ -167,11 +188,16 @@ fn silo(state: &RunState, plan: &SiloPlan) -> SiloSummary {
 fn measured(state: &RunState, plan: &SiloPlan, delivered: &[&SiloRound]) -> Option<Cost> {
     let profile = state.profiles.get(&plan.silo)?;
     let peak_bytes = delivered.iter().map(|round| round.measured.peak_bytes).max()?;
-    let seconds = |round: &&SiloRound| {
-        round.measured.compute_s / profile.speed + profile.transfer_s((round.bytes_up + round.bytes_down) as f64)
-    };
-    let total: f64 = delivered.iter().map(seconds).sum();
-    Some(Cost { memory_mib: mib(peak_bytes as f64), round_seconds: total / delivered.len() as f64 })
+    // Real seconds of a simulated silo know nothing of a silo that slows down; the clock does.
+    let compute_s = |round: &SiloRound| round.slowness.unwrap_or(1.0) * round.measured.compute_s / profile.speed;
+    let transfer_s = |round: &SiloRound| profile.transfer_s((round.bytes_up + round.bytes_down) as f64);
+    let mean =
+        |of: &dyn Fn(&SiloRound) -> f64| delivered.iter().map(|round| of(round)).sum::<f64>() / delivered.len() as f64;
+    Some(Cost {
+        memory_mib: mib(peak_bytes as f64),
+        round_seconds: mean(&|round| compute_s(round) + transfer_s(round)),
+        step_seconds: Some(mean(&|round| compute_s(round) / round.measured.steps.max(1) as f64)),
+    })
 }
 
 fn cache(delivered: &[&SiloRound]) -> Option<CacheSummary> {
@@ -189,6 +215,7 @@ fn cache(delivered: &[&SiloRound]) -> Option<CacheSummary> {
 mod tests {
     use super::*;
     use crate::fixture;
+    use fedpipe_core::PlanChange;
 
     #[test]
     fn the_figures_follow_from_the_state() {
@@ -211,6 +238,33 @@ mod tests {
         // Seven rounds of 80 lookups; 385 examples come for the first time, and round 3 is lost.
         let cache = CacheSummary { lookups: 560, hits: 175, ram_mib: 8.0, disk_mib: 1.5 };
         assert_eq!((edge.cache, summary.silos[&"bank".into()].cache), (Some(cache), None));
+    }
+
+    /// The plan of edge changed after round 5 and that of everybody after round 2: what was measured since counts, at the pace
+    /// of the clock. By hand: a step of edge is foreseen to take (1.6 + 2.2)/0.25 + 0.4 = 15.6 s by 20 steps.
+    #[test]
+    fn what_is_measured_is_held_against_the_plan_that_it_was_measured_under() {
+        let mut state = fixture::state();
+        let change =
+            |round, silo: Option<&str>| PlanChange { round, silo: silo.map(SiloId::from), reason: String::new() };
+        state.plan_changes = vec![change(2, None), change(5, Some("edge"))];
+        let slowness = Slowness { recent: vec![1.3, 1.5], planned: 1.4, ..Slowness::default() };
+        state.slowness = [("edge".into(), slowness)].into();
+        for record in state.history.iter_mut().filter(|record| record.round > 5) {
+            record.silos.iter_mut().for_each(|silo| silo.slowness = Some(1.4));
+        }
+        let summary = Summary::of(&state, None, "virtual");
+        let [bank, edge] = ["bank", "edge"].map(|silo| &summary.silos[&silo.into()]);
+        assert_eq!((bank.plan_changes, edge.plan_changes, edge.rounds_delivered), (1, 2, 7));
+        assert_eq!((bank.slowness, edge.slowness), (None, Some(1.4)));
+        let predicted = edge.predicted.step_seconds.unwrap();
+        assert!((predicted - 15.6 / 20.0).abs() < 1e-12, "{predicted}");
+        let rounds = state.history[5..].iter().flat_map(|r| &r.silos).filter(|s| s.silo.as_str() == "edge");
+        let mean = rounds.map(|s| 1.4 * s.measured.compute_s / 0.25 / 20.0).sum::<f64>() / 3.0;
+        let measured = edge.measured.unwrap().step_seconds.unwrap();
+        assert!((measured - mean).abs() < 1e-12, "{measured}, {mean}");
+        state.history.truncate(5);
+        assert_eq!(Summary::of(&state, None, "virtual").silos[&"edge".into()].measured, None);
     }
 
     #[test]
@@ -239,6 +293,8 @@ mod tests {
             "plan/ranks",
             "predicted/memory_mib",
             "measured/round_seconds",
+            "measured/step_seconds",
+            "plan_changes",
         ] {
             assert!(json.pointer(&format!("/silos/clinic/{path}")).is_some(), "{path}");
         }

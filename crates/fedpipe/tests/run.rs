@@ -120,6 +120,85 @@ fn strip_real_time(value: &mut Value) {
     }
 }
 
+/// A rehearsal: from round 3 on south is charged as if it were slower than it enrolled. It is late twice, gets a smaller plan
+/// that keeps the deadline, and delivers again; importance is looked at again meanwhile. A run that goes on from the middle
+/// ends the same.
+#[test]
+fn a_silo_that_slows_down_is_planned_again_and_a_resumed_run_ends_alike() {
+    let world = World::new();
+    let options = [
+        "federation.rounds=7",
+        "federation.refresh_importance=3",
+        "plan.own_importance=0.5",
+        "plan.batch_sizes=[4, 64]",
+        "silos.south.speed=1.0",
+        "silos.south.bandwidth_mbps=100",
+        "silos.south.slows_down={ round = 3, speed = 0.6 }",
+        "output.keep_checkpoints=8",
+    ];
+    let options: Vec<&str> = options.into_iter().flat_map(|option| ["--set", option]).collect();
+    world.succeed(&[&["run", "run.toml", "--quiet"], &options[..]].concat());
+
+    let state = world.json("runs/a/checkpoints/round-007/state.json");
+    let late: Vec<&Value> =
+        state["history"].as_array().unwrap().iter().flat_map(|r| r["failures"].as_array().unwrap()).collect();
+    let late: Vec<(&Value, &Value, &Value)> = late.iter().map(|f| (&f["round"], &f["silo"], &f["kind"])).collect();
+    let (south, kind) = (&Value::from("south"), &Value::from("late"));
+    assert_eq!(late, [(&3.into(), south, kind), (&4.into(), south, kind)], "{state}");
+    let changes: Vec<(&Value, &Value)> =
+        state["plan_changes"].as_array().unwrap().iter().map(|c| (&c["round"], &c["silo"])).collect();
+    assert_eq!(changes, [(&3.into(), &Value::Null), (&4.into(), south), (&6.into(), &Value::Null)]);
+    let learned = state["slowness"]["south"]["planned"].as_f64().unwrap();
+    assert!((1.5..=1.0 / 0.6 + 1e-9).contains(&learned), "{learned}");
+    assert_eq!(state["slowness"]["north"]["recent"], serde_json::json!([1.0, 1.0]));
+    assert_eq!(state["profiles"]["south"]["speed"], 1.0);
+
+    let events = fs::read_to_string(world.path("runs/a/events.jsonl")).unwrap();
+    assert_eq!(
+        events.lines().filter(|line| line.contains(r#""event":"replanned","round":4,"silo":"south""#)).count(),
+        1
+    );
+    let time = |plan: &Value, silo: &str| -> f64 {
+        plan["silos"][silo]["time"].as_object().unwrap().values().map(|seconds| seconds.as_f64().unwrap()).sum()
+    };
+    let (first, last) = (world.json("runs/a/plan.json"), world.json("runs/a/plan-final.json"));
+    assert!(time(&last, "south") / learned < 0.9 * time(&first, "south"), "a smaller plan");
+    assert_eq!(last["deadline_s"], first["deadline_s"]);
+    let told = fs::read_to_string(world.path("runs/a/plan-final.md")).unwrap();
+    assert!(told.contains("- after round 4, silo south: its last rounds took 1."), "{told}");
+    let summary = world.json("runs/a/summary.json");
+    let summary = &summary["silos"]["south"];
+    assert_eq!(
+        (&summary["rounds_delivered"], &summary["failures"], &summary["plan_changes"]),
+        (&5.into(), &2.into(), &3.into())
+    );
+    assert!(fs::read_to_string(world.path("runs/a/report.html")).unwrap().contains("Plans that changed"));
+
+    // As if the run had been killed after round 4, and after round 3.
+    for (run, rounds) in [("runs/b", 4), ("runs/c", 3)] {
+        fs::create_dir_all(world.path(run).join("checkpoints")).unwrap();
+        for file in ["config.toml", "plan.json", "plan.md"] {
+            fs::copy(world.path("runs/a").join(file), world.path(run).join(file)).unwrap();
+        }
+        let checkpoint = format!("checkpoints/round-{rounds:03}");
+        fs::create_dir(world.path(run).join(&checkpoint)).unwrap();
+        for file in ["state.json", "adapter.safetensors"] {
+            let of = |run: &str| world.path(run).join(&checkpoint).join(file);
+            fs::copy(of("runs/a"), of(run)).unwrap();
+        }
+        world.succeed(&["run", "--resume", run, "--quiet"]);
+        assert!(results(&world.path("runs/a")) == results(&world.path(run)), "{run}");
+        for file in ["checkpoints/round-007/state.json", "plan-final.json"] {
+            let [a, b] = ["runs/a", run].map(|run| {
+                let mut value = world.json(&format!("{run}/{file}"));
+                strip_real_time(&mut value);
+                value
+            });
+            assert_eq!(a, b, "{run}/{file}");
+        }
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupt_ends_after_the_step_and_leaves_a_run_to_resume() {

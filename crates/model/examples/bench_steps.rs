@@ -222,6 +222,7 @@ fn work(options: &Options, base: &BaseModel, data: &Dataset, seed: Seed) -> Resu
         max_grad_norm: 1.0,
         dropout: 0.0,
         spare_bytes: 0,
+        sensitivity: false,
         recompute: false,
     })
 }

@@ -35,4 +35,4 @@ pub use pool::on_pool;
 pub use profile::{HeapMeter, ProfileSettings, ProfiledTargets, device_name, measure_device};
 pub use silo::{CacheSettings, SiloSettings, SiloTrainer};
 pub use task::Objective;
-pub use train::{StepReport, Training, train};
+pub use train::{StepReport, TrainedAdapter, Training, train};

@@ -212,6 +212,7 @@ impl Bench<'_> {
             max_grad_norm: 1.0,
             dropout: self.settings.dropout,
             spare_bytes: 0,
+            sensitivity: false,
         };
         let (mut last, mut fastest) = (Instant::now(), f64::INFINITY);
         let (peak, result) = peak_of(self.meter, || {

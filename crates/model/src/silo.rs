@@ -10,6 +10,7 @@ use fedpipe_core::{
     CacheUse, CandidateWeight, DeviceProfile, Event, Failure, FailureKind, LengthStats, Measured, Observer, Outcome,
     SiloId, SiloProfile, Stop, Task, TrainWork, Trainer, Update, WeightId, Work,
 };
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -52,6 +53,13 @@ pub struct SiloTrainer {
     meter: Arc<dyn HeapMeter>,
     /// From one task to the next; taken out while a task uses it.
     cache: Mutex<Option<PrefixCache>>,
+}
+
+/// A task that came to its end.
+struct Done {
+    outcome: Outcome,
+    sensitivity: BTreeMap<WeightId, f64>,
+    measured: Measured,
 }
 
 impl SiloTrainer {
@@ -99,7 +107,7 @@ impl SiloTrainer {
         stop: &Stop,
         on_step: &mut (dyn FnMut(StepReport) + Send),
         warn: &dyn Fn(String),
-    ) -> Result<(Outcome, Measured), Error> {
+    ) -> Result<Done, Error> {
         let (mut tokens, mut loss, mut steps) = (0, 0.0, 0);
         let mut count = |report: StepReport| {
             (tokens, loss, steps) = (tokens + report.tokens, loss + report.loss, report.step);
@@ -116,12 +124,13 @@ impl SiloTrainer {
         let (peak, outcome) = peak_of(&*self.meter, || match &task.work {
             Work::Probe(work) => {
                 probe(&*encoder, &objective, &self.candidates, &self.data, work, task.seed, stop, &mut count)
-                    .map(Outcome::Scores)
+                    .map(|scores| (Outcome::Scores(scores), BTreeMap::new()))
             }
             Work::Train(work) => {
                 let training =
                     Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache: cache.as_mut() };
-                train(training, &self.data, work, task.seed, stop, &mut count).map(Outcome::Trained)
+                train(training, &self.data, work, task.seed, stop, &mut count)
+                    .map(|trained| (Outcome::Trained(trained.adapter), trained.sensitivity))
             }
         });
         let compute_s = start.elapsed().as_secs_f64();
@@ -131,7 +140,8 @@ impl SiloTrainer {
         }
         let cache = cache.and_then(|cache| self.keep_cache(cache, before));
         let peak_bytes = encoder.bytes() + self.base.own_head_bytes(&objective) + peak;
-        Ok((outcome?, Measured { steps, tokens, loss, compute_s, peak_bytes, cache }))
+        let (outcome, sensitivity) = outcome?;
+        Ok(Done { outcome, sensitivity, measured: Measured { steps, tokens, loss, compute_s, peak_bytes, cache } })
     }
 }
 
@@ -161,17 +171,18 @@ impl Trainer for SiloTrainer {
         };
         let warn = |message: String| observer.observe(&Event::Warning { message });
         match self.work(task, stop, &mut on_step, &warn) {
-            Ok((_, measured)) if memory(&measured) > OVERRUN * (self.settings.memory_mib << 20) as f64 => {
+            Ok(Done { measured, .. }) if memory(&measured) > OVERRUN * (self.settings.memory_mib << 20) as f64 => {
                 let (took, has) = (memory(&measured) / f64::from(1 << 20), self.settings.memory_mib);
                 let reason = format!("took {took:.1} MiB of its {has} MiB; a real silo of that size would have failed");
                 Err(Failure::of(task, FailureKind::OutOfMemory, reason))
             }
-            Ok((outcome, measured)) => Ok(Update {
+            Ok(Done { outcome, sensitivity, measured }) => Ok(Update {
                 round: task.round,
                 silo: task.silo.clone(),
                 examples: self.data.len() as u64,
                 outcome,
                 measured,
+                sensitivity,
             }),
             Err(error) => {
                 let kind = match error {
@@ -242,6 +253,7 @@ mod tests {
             max_grad_norm: 1.0,
             dropout: 0.0,
             spare_bytes: 1 << 30,
+            sensitivity: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Local training of low-rank adapters, and of a classifier's head.
 
 use crate::Error;
-use crate::adapter::{Adapters, Trainable};
+use crate::adapter::{Adapters, Sensed, Trainable};
 use crate::arch::Backbone;
 use crate::cache::PrefixCache;
 use crate::data::{Batches, Dataset};
@@ -10,7 +10,8 @@ use crate::optimizer::AdamW;
 use crate::parameters::Gradients;
 use crate::pool::on_pool;
 use crate::task::Objective;
-use fedpipe_core::{Adapter, Purpose, Seed, Stop, TrainWork};
+use fedpipe_core::{Adapter, Purpose, Seed, Stop, TrainWork, WeightId};
+use std::collections::BTreeMap;
 
 /// One optimizer step, as it is reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +36,15 @@ pub struct Training<'a> {
     pub cache: Option<&'a mut PrefixCache>,
 }
 
+/// What training comes to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainedAdapter {
+    /// The adapter after the last step.
+    pub adapter: Adapter,
+    /// [`fedpipe_core::Update::sensitivity`].
+    pub sensitivity: BTreeMap<WeightId, f64>,
+}
+
 /// Trains `work.adapter` on `data` for `work.steps` steps and returns it as it is then. The batches follow from `seed`.
 ///
 /// # Errors
@@ -46,7 +56,7 @@ pub fn train(
     seed: Seed,
     stop: &Stop,
     on_step: &mut (dyn FnMut(StepReport) + Send),
-) -> Result<Adapter, Error> {
+) -> Result<TrainedAdapter, Error> {
     on_pool(|| {
         let Training { kind, encoder, objective, mut cache } = training;
         let mut trainable = Trainable::new(&work.adapter);
@@ -54,6 +64,7 @@ pub fn train(
         let loss = objective.loss(trainable.head())?;
         let mut optimizer = AdamW::new(&trainable.parameters, work.weight_decay);
         let mut gradients = Gradients::new(&trainable.parameters);
+        let mut sensed = Sensed::default();
         let workspace = Workspace::new(kind, work.base_format, work.recompute);
         let batches = Batches::new(data.len(), work.batch_size, seed.derive(Purpose::Batches, 0, None));
         for (step, indices) in batches.take(work.steps).enumerate() {
@@ -76,10 +87,13 @@ pub fn train(
             let loss = finite(loss.of(&mut *ops, encoder, start, &batch)?.mean, step)?;
             ops.backward(&mut gradients)?;
             drop(ops);
+            if work.sensitivity {
+                sensed.observe(&trainable, &gradients);
+            }
             optimizer.step(&mut trainable.parameters, &mut gradients, work.learning_rate.at(step), work.max_grad_norm);
             on_step(StepReport { step: step + 1, loss, tokens: batch.tokens() as u64 });
         }
-        Ok(trainable.adapter())
+        Ok(TrainedAdapter { adapter: trainable.adapter(), sensitivity: sensed.mean() })
     })
 }
 

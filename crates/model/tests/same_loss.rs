@@ -56,6 +56,7 @@ fn fifty_steps_lose_the_same() {
             max_grad_norm: 1.0,
             dropout: 0.1,
             spare_bytes: 0,
+            sensitivity: false,
             recompute: false,
         };
         let encoder = base.encoder(base_format).unwrap();

@@ -49,6 +49,7 @@ fn work(base: &BaseModel, lowest: usize, base_format: BaseFormat, steps: usize) 
         max_grad_norm: 1.0,
         dropout: 0.1,
         spare_bytes: 0,
+        sensitivity: false,
         recompute: false,
     }
 }

@@ -122,6 +122,7 @@ fn train_task(silo: &str, steps: usize) -> Task {
         max_grad_norm: 1.0,
         dropout: 0.0,
         spare_bytes: 0,
+        sensitivity: false,
     };
     Task { round: 3, silo: silo.into(), seed: Seed(1), work: Work::Train(work) }
 }

@@ -93,19 +93,23 @@ impl ToyTrainer {
         whole
     }
 
-    fn step(&self, work: &TrainWork, adapter: &mut Adapter) -> f64 {
+    /// One step of gradient descent: the loss before it; Σ |p·∂L/∂p| of every weight is added to `sensitivity`.
+    fn step(&self, work: &TrainWork, adapter: &mut Adapter, sensitivity: &mut BTreeMap<WeightId, f64>) -> f64 {
         let whole = Self::whole(work, adapter);
         let (rate, scaling) = (work.learning_rate.at(0) as f32, adapter.scaling);
         for (weight, factors) in &mut adapter.factors {
             let (product, target) = (product(&whole.factors[weight]), &self.targets[weight]);
             let gradient = Matrix::from_fn(4, 4, |i, j| scaling * (scaling * product.row(i)[j] - target.row(i)[j]));
             let (a, b) = (factors.a(), factors.b());
-            let new_a = Matrix::from_fn(a.rows(), 4, |k, j| {
-                a.row(k)[j] - rate * (0..4).map(|i| b.row(i)[k] * gradient.row(i)[j]).sum::<f32>()
-            });
-            let new_b = Matrix::from_fn(4, b.cols(), |i, k| {
-                b.row(i)[k] - rate * (0..4).map(|j| gradient.row(i)[j] * a.row(k)[j]).sum::<f32>()
-            });
+            let of_a = Matrix::from_fn(a.rows(), 4, |k, j| (0..4).map(|i| b.row(i)[k] * gradient.row(i)[j]).sum());
+            let of_b = Matrix::from_fn(4, b.cols(), |i, k| (0..4).map(|j| gradient.row(i)[j] * a.row(k)[j]).sum());
+            let moved = |from: &Matrix, along: &Matrix| {
+                Matrix::from_fn(from.rows(), from.cols(), |i, j| from.row(i)[j] - rate * along.row(i)[j])
+            };
+            let (new_a, new_b) = (moved(a, &of_a), moved(b, &of_b));
+            let values = a.data().iter().chain(b.data()).zip(of_a.data().iter().chain(of_b.data()));
+            *sensitivity.entry(weight.clone()).or_default() +=
+                values.map(|(&p, &g)| f64::from(p * g).abs()).sum::<f64>() / work.steps as f64;
             *factors = LowRank::new(new_a, new_b).unwrap();
         }
         for value in adapter.head.values_mut().flat_map(|m| m.data_mut()) {
@@ -135,6 +139,7 @@ impl Trainer for ToyTrainer {
 
     fn run(&self, task: &Task, observer: &dyn Observer, stop: &Stop) -> Result<Update, Failure> {
         let tokens_per_step = |batch: usize| (batch as f64 * self.profile.lengths.mean) as u64;
+        let mut sensitivity = BTreeMap::new();
         let (outcome, measured) = match &task.work {
             Work::Probe(probe) => {
                 let tokens = probe.steps as u64 * tokens_per_step(probe.batch_size);
@@ -144,7 +149,8 @@ impl Trainer for ToyTrainer {
                 let mut adapter = work.adapter.clone();
                 let mut measured = Measured::default();
                 for step in 1..=work.steps {
-                    let (loss, tokens) = (self.step(work, &mut adapter), tokens_per_step(work.batch_size));
+                    let (loss, tokens) =
+                        (self.step(work, &mut adapter, &mut sensitivity), tokens_per_step(work.batch_size));
                     measured.steps = step;
                     measured.tokens += tokens;
                     measured.loss += loss / work.steps as f64;
@@ -154,9 +160,13 @@ impl Trainer for ToyTrainer {
                         break;
                     }
                 }
+                if !work.sensitivity {
+                    sensitivity.clear();
+                }
                 (Outcome::Trained(adapter), measured)
             }
         };
-        Ok(Update { round: task.round, silo: task.silo.clone(), examples: self.profile.examples, outcome, measured })
+        let (round, silo, examples) = (task.round, task.silo.clone(), self.profile.examples);
+        Ok(Update { round, silo, examples, outcome, measured, sensitivity })
     }
 }

@@ -91,7 +91,14 @@ fn step(task: &Task, step: usize, steps: usize) -> Event {
 fn update(task: &Task, steps: usize) -> Update {
     let adapter = Adapter { scaling: 2.0, factors: BTreeMap::new(), head: BTreeMap::new() };
     let measured = Measured { steps, ..Measured::default() };
-    Update { round: task.round, silo: task.silo.clone(), examples: 10, outcome: Outcome::Trained(adapter), measured }
+    Update {
+        round: task.round,
+        silo: task.silo.clone(),
+        examples: 10,
+        outcome: Outcome::Trained(adapter),
+        measured,
+        sensitivity: BTreeMap::new(),
+    }
 }
 
 fn task(name: &str) -> Task {
@@ -107,6 +114,7 @@ fn task(name: &str) -> Task {
         max_grad_norm: 1.0,
         dropout: 0.0,
         spare_bytes: 0,
+        sensitivity: false,
     };
     Task { round: 3, silo: name.into(), seed: Seed(1), work: Work::Train(work) }
 }

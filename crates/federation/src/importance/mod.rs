@@ -3,17 +3,19 @@
 
 mod gradient;
 mod random;
+mod refresh;
 mod svd_sensitivity;
 mod uniform;
 
 pub use gradient::Gradient;
 pub use random::Random;
+pub use refresh::{Sensed, refreshed};
 pub use svd_sensitivity::SvdSensitivity;
 pub use uniform::Uniform;
 
 use crate::UnknownName;
 use crate::plan::{AdapterLoad, Menu, format_penalty, memory, memory_aim};
-use fedpipe_core::{BaseFormat, Head, ModelSpec, ProbeScore, ProbeWork, Seed, SiloProfile, WeightId};
+use fedpipe_core::{BaseFormat, CandidateWeight, Head, ModelSpec, ProbeScore, ProbeWork, Seed, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
 /// Bytes of what a probe sums up over its steps, beside each value that has a gradient: a sensitivity and its uncertainty.
@@ -122,6 +124,14 @@ fn probe_bytes(model: &ModelSpec, profile: &SiloProfile, rank: usize, batch: usi
     Some(step.total() + SUM_BYTES * load.trained_values)
 }
 
+/// A silo's scores of the candidate weights, summing to 1; `None` when all are zero.
+pub fn normalised(model: &ModelSpec, scores: &BTreeMap<WeightId, f64>) -> Option<BTreeMap<WeightId, f64>> {
+    let of = |weight: &WeightId| scores.get(weight).copied().unwrap_or(0.0);
+    let total: f64 = model.candidates.iter().map(|candidate| of(&candidate.id)).sum();
+    let share = |candidate: &CandidateWeight| (candidate.id.clone(), of(&candidate.id) / total);
+    (total > 0.0).then(|| model.candidates.iter().map(share).collect())
+}
+
 /// Every candidate the same, summing to 1.
 fn equal(model: &ModelSpec) -> BTreeMap<WeightId, f64> {
     let share = 1.0 / model.candidates.len().max(1) as f64;
@@ -132,12 +142,9 @@ fn equal(model: &ModelSpec) -> BTreeMap<WeightId, f64> {
 fn weighted_mean(model: &ModelSpec, silos: &[SiloScores]) -> BTreeMap<WeightId, f64> {
     let mut mean: BTreeMap<WeightId, f64> = model.candidates.iter().map(|c| (c.id.clone(), 0.0)).collect();
     for silo in silos {
-        let total: f64 = mean.keys().filter_map(|weight| silo.scores.get(weight)).sum();
-        if total <= 0.0 {
-            continue;
-        }
+        let Some(scores) = normalised(model, &silo.scores) else { continue };
         for (weight, value) in &mut mean {
-            *value += silo.examples as f64 * silo.scores.get(weight).copied().unwrap_or(0.0) / total;
+            *value += silo.examples as f64 * scores.get(weight).copied().unwrap_or(0.0);
         }
     }
     let total: f64 = mean.values().sum();

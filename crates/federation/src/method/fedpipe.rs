@@ -21,6 +21,9 @@ use std::collections::BTreeMap;
 /// over whole models, and its rank is cut to `server_rank` once, by the aggregator. Weights that nobody trained stay; the
 /// head is the mean by examples.
 ///
+/// **When a plan changes.** Nothing of this hangs on the ranks of the round before: at other ranks a silo starts from the same
+/// merged adapter, to rounding, and nothing is lost on the server. Silos keep nothing of their own between rounds.
+///
 /// **Why the remainder is kept.** Handing each silo the factors cut to its own rank, and merging what comes back, loses
 /// everything that the small silos cannot hold: round by round the merged adapter collapses towards the smallest rank
 /// among the silos that share a weight (arXiv 2602.13486). This is the project's own remedy; FedPipe's paper does not
@@ -72,6 +75,7 @@ impl FedPipe {
             max_grad_norm: training.max_grad_norm,
             dropout: training.dropout,
             spare_bytes: state.profiles.get(&plan.silo).map_or(0, |profile| spare_bytes(profile, plan)),
+            sensitivity: false,
         }
     }
 

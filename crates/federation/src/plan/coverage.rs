@@ -89,12 +89,8 @@ struct Federation<'s, 'p, 'a> {
 
 impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
     fn new(weights: &'s Weights, searches: &'s [Search<'p, 'a>], least: usize) -> Self {
-        let examples = |search: &Search<'_, '_>| search.problem.cost.profile.examples as f64;
-        let all: f64 = searches.iter().map(examples).sum();
-        let even = 1.0 / searches.len() as f64;
-        // A silo without examples still plans.
-        let share = |search| if all > 0.0 { (examples(search) / all).max(LEAST_SHARE) } else { even };
-        let shares = searches.iter().map(share).collect();
+        let examples: Vec<f64> = searches.iter().map(|search| search.problem.cost.profile.examples as f64).collect();
+        let shares = shares(&examples);
         let least = least.min(searches.len());
         let costs = |row: usize| (row, weights.rows[row].importance / least.max(1) as f64);
         let important = if least > 0 { important(weights).into_iter().map(costs).collect() } else { vec![] };
@@ -167,7 +163,8 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
                 }
                 let slack = found.bound - found.best.objective;
                 let variants = self.searches[place].variants(&round.outcomes[place], slack);
-                let choices = [Choices { share: 1.0, variants: variants.clone() }];
+                let weights = self.searches[place].weights;
+                let choices = [Choices { share: 1.0, weights, variants: variants.clone() }];
                 let better = solved(&choices, None)
                     .and_then(|chosen| self.searches[place].solved(&variants, chosen.first()?, found.prices));
                 match better {
@@ -190,8 +187,8 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
                 self.searches[place].variants(&round.outcomes[place], slack)
             })
             .collect();
-        let choices: Vec<Choices<'_>> = (self.shares.iter().zip(&variants))
-            .map(|(&share, variants)| Choices { share, variants: variants.clone() })
+        let choices: Vec<Choices<'_>> = (self.searches.iter().zip(&self.shares).zip(&variants))
+            .map(|((search, &share), variants)| Choices { share, weights: search.weights, variants: variants.clone() })
             .collect();
         let cover = Cover { least: self.least, rows: self.important.clone() };
         let better = solved(&choices, Some(&cover)).and_then(|chosen| {
@@ -209,8 +206,16 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
     }
 }
 
+/// Each silo's share of the examples; one without any still plans.
+pub(super) fn shares(examples: &[f64]) -> Vec<f64> {
+    let all: f64 = examples.iter().sum();
+    let even = 1.0 / examples.len() as f64;
+    let share = |examples: &f64| if all > 0.0 { (examples / all).max(LEAST_SHARE) } else { even };
+    examples.iter().map(share).collect()
+}
+
 /// The rows of the weights of most importance that hold half of it together.
-fn important(weights: &Weights) -> Vec<usize> {
+pub(super) fn important(weights: &Weights) -> Vec<usize> {
     let mut rows: Vec<usize> = (0..weights.rows.len()).collect();
     rows.sort_by(|&a, &b| weights.rows[b].importance.total_cmp(&weights.rows[a].importance));
     let half = 0.5 * weights.rows.iter().map(|row| row.importance).sum::<f64>();

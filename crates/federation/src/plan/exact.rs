@@ -21,6 +21,8 @@ pub(super) struct Variant<'s> {
 pub(super) struct Choices<'s> {
     /// Its part of the objective.
     pub(super) share: f64,
+    /// The weights at the silo's own importance.
+    pub(super) weights: &'s Weights,
     pub(super) variants: Vec<Variant<'s>>,
 }
 
@@ -62,7 +64,7 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
             let room = table.room[*lowest]?;
             let chosen = variables.add(variable().binary());
             objective += silo.share * table.value * chosen;
-            let rows = &weights.rows[..weights.at_or_above[*lowest]];
+            let rows = &silo.weights.rows[..weights.at_or_above[*lowest]];
             // In shares of the room: solvers work with numbers around 1.
             let scale = room.map(|room| if room > 0.0 { room.recip() } else { 0.0 });
             let mut used = [Expression::from(0.0), Expression::from(0.0)];
@@ -192,6 +194,7 @@ mod tests {
             .zip(shares)
             .map(|(variants, share)| Choices {
                 share,
+                weights: &weights,
                 variants: variants.iter().map(|(table, lowest)| Variant { table, lowest: *lowest }).collect(),
             })
             .collect();

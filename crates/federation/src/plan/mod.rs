@@ -1,21 +1,26 @@
 //! A plan for every silo: batch size, base format, recomputation and ranks that its memory and the round's deadline allow.
 
+mod again;
 mod choose;
 mod cost;
 mod coverage;
 mod dual;
 mod exact;
 mod explain;
+mod importance;
 mod table;
 
+pub use again::again;
 pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
 pub use cost::{AdapterLoad, CostModel, Frame, compute_time, memory};
 pub use explain::{grouped_ranks, markdown, optimality};
+pub use importance::{Importance, Scores};
 
 use choose::{Search, best, feasible};
 use table::Weights;
 
-use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
+use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Share of the deadline that plans aim at, so that a round of longer texts than usual does not make a silo late.
@@ -121,17 +126,19 @@ pub enum PlanError {
     NoSilos,
 }
 
-/// Plans for every silo in `profiles`.
+/// Plans for every silo in `profiles`, each by its own mixture of `importance`; which weights are important enough to be
+/// covered is the federation's.
 ///
 /// # Errors
 /// When a budget cannot be kept even by the smallest plan, with how much is missing and what to change.
-pub fn plan(
+pub fn plan<'a>(
     model: &ModelSpec,
     profiles: &BTreeMap<SiloId, SiloProfile>,
-    importance: &BTreeMap<WeightId, f64>,
+    importance: impl Into<Importance<'a>>,
     settings: &PlanSettings,
 ) -> Result<Plan, PlanError> {
-    check(settings)?;
+    let importance = importance.into();
+    check(settings, &importance)?;
     if let Some(beyond) = model.candidates.iter().find(|candidate| candidate.layer >= model.layers) {
         let (id, layer, layers) = (&beyond.id, beyond.layer, model.layers);
         return Err(PlanError::Menu(format!("weight {id} is in layer {layer} of a model of {layers} layers")));
@@ -139,21 +146,25 @@ pub fn plan(
     if profiles.is_empty() {
         return Err(PlanError::NoSilos);
     }
-    let problem = |profile, time_budget| problem(model, profile, importance, settings, time_budget);
+    let shared = profiles.values().next().map(|profile| {
+        let problem = problem(model, profile, importance.federation, settings, f64::INFINITY);
+        Weights::of(&problem)
+    });
+    let shared = &shared.ok_or(PlanError::NoSilos)?;
+    let views: Vec<View<'_>> = profiles.values().map(|profile| View::of(model, profile, &importance, shared)).collect();
+    let problem = |view, time_budget| problem_of(model, view, settings, time_budget);
     let kept = keeping(&settings.menu);
-    let weights = profiles.values().next().map(|profile| Weights::of(&problem(profile, f64::INFINITY)));
-    let weights = &weights.ok_or(PlanError::NoSilos)?;
     let deadline = match settings.deadline {
         Deadline::Seconds(seconds) => (seconds, "given in the configuration".to_string()),
         Deadline::Auto => {
-            let problem = |profile, budget| SiloProblem { menu: &kept, ..problem(profile, budget) };
-            auto_deadline(weights, profiles, problem)?
+            let problem = |view, budget| SiloProblem { menu: &kept, ..problem(view, budget) };
+            auto_deadline(&views, problem)?
         }
     };
-    let problems: Vec<SiloProblem<'_>> =
-        profiles.values().map(|profile| problem(profile, deadline.0 * DEADLINE_SHARE)).collect();
-    let searches: Vec<Search<'_, '_>> = problems.iter().map(|problem| Search::new(problem, weights)).collect();
-    let covered = coverage::solve(weights, &searches, settings.coverage)
+    let problems: Vec<SiloProblem<'_>> = views.iter().map(|view| problem(view, deadline.0 * DEADLINE_SHARE)).collect();
+    let searches: Vec<Search<'_, '_>> =
+        problems.iter().zip(&views).map(|(problem, view)| Search::new(problem, &view.weights)).collect();
+    let covered = coverage::solve(shared, &searches, settings.coverage)
         .map_err(|(silo, shortfall)| refusal(problems[silo].cost.profile, deadline.0, shortfall))?;
     let with_runners_up = searches.len() <= EXPLAINED_SILOS;
     let mut silos = BTreeMap::new();
@@ -169,10 +180,37 @@ pub fn plan(
     Ok(Plan { local_steps, chosen: vec![], deadline_s, deadline_reason, optimality: covered.optimality, silos })
 }
 
+/// A silo with the weights as they matter to it.
+struct View<'a> {
+    profile: &'a SiloProfile,
+    importance: Cow<'a, Scores>,
+    weights: Cow<'a, Weights>,
+}
+
+impl<'a> View<'a> {
+    fn of(model: &ModelSpec, profile: &'a SiloProfile, importance: &Importance<'a>, shared: &'a Weights) -> Self {
+        let importance = importance.of(&profile.silo);
+        let weights = match &importance {
+            Cow::Borrowed(_) => Cow::Borrowed(shared),
+            Cow::Owned(own) => Cow::Owned(shared.weighed(model, own)),
+        };
+        Self { profile, importance, weights }
+    }
+}
+
+fn problem_of<'a>(
+    model: &'a ModelSpec,
+    view: &'a View<'_>,
+    settings: &'a PlanSettings,
+    time_budget: f64,
+) -> SiloProblem<'a> {
+    problem(model, view.profile, &view.importance, settings, time_budget)
+}
+
 fn problem<'a>(
     model: &'a ModelSpec,
     profile: &'a SiloProfile,
-    importance: &'a BTreeMap<WeightId, f64>,
+    importance: &'a Scores,
     settings: &'a PlanSettings,
     time_budget: f64,
 ) -> SiloProblem<'a> {
@@ -194,13 +232,13 @@ fn keeping(menu: &Menu) -> Menu {
 
 /// [`Deadline::Auto`] in seconds, and how it came about.
 fn auto_deadline<'a>(
-    weights: &Weights,
-    profiles: &'a BTreeMap<SiloId, SiloProfile>,
-    problem: impl Fn(&'a SiloProfile, f64) -> SiloProblem<'a>,
+    views: &'a [View<'a>],
+    problem: impl Fn(&'a View<'a>, f64) -> SiloProblem<'a>,
 ) -> Result<(f64, String), PlanError> {
     let mut times = Vec::new();
-    for profile in profiles.values() {
-        let found = best(weights, &problem(profile, f64::INFINITY)).map_err(|s| refusal(profile, f64::INFINITY, s))?;
+    for view in views {
+        let found = best(&view.weights, &problem(view, f64::INFINITY))
+            .map_err(|shortfall| refusal(view.profile, f64::INFINITY, shortfall))?;
         times.push(found.best.time.total());
     }
     times.sort_by(f64::total_cmp);
@@ -209,11 +247,12 @@ fn auto_deadline<'a>(
     let mut reason = format!(
         "automatic: the median over {} silos of the time that each one's best plan under memory alone takes is {median:.1} s; \
          plans aim at it and {:.0} % is left as a margin",
-        profiles.len(),
+        views.len(),
         100.0 * (1.0 - DEADLINE_SHARE)
     );
-    for (silo, profile) in profiles {
-        if let Err(Shortfall::Time { needs }) = feasible(&problem(profile, aim)) {
+    for view in views {
+        if let Err(Shortfall::Time { needs }) = feasible(&problem(view, aim)) {
+            let silo = &view.profile.silo;
             aim = needs * (1.0 + 1e-9);
             reason += &format!("; raised to {aim:.1} s, since silo {silo} needs that for its smallest plan");
         }
@@ -241,7 +280,7 @@ fn refusal(profile: &SiloProfile, deadline_s: f64, shortfall: Shortfall) -> Plan
 }
 
 /// Refuses what the search relies on: something to choose from, and lists in ascending order without 0.
-fn check(settings: &PlanSettings) -> Result<(), PlanError> {
+fn check(settings: &PlanSettings, importance: &Importance<'_>) -> Result<(), PlanError> {
     let ascending = |list: &[usize]| list.first().is_none_or(|&least| least > 0) && list.is_sorted_by(|x, y| x < y);
     let menu = &settings.menu;
     let fault = if menu.batch_sizes.is_empty() {
@@ -258,6 +297,8 @@ fn check(settings: &PlanSettings) -> Result<(), PlanError> {
         "local_steps is 0"
     } else if matches!(settings.deadline, Deadline::Seconds(seconds) if !seconds.is_finite() || seconds <= 0.0) {
         "the deadline must be a positive number of seconds"
+    } else if !(0.0..=1.0).contains(&importance.own_share) {
+        "own_importance must be from 0 to 1"
     } else {
         return Ok(());
     };

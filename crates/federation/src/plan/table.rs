@@ -7,18 +7,23 @@
 
 use super::choose::{SiloProblem, format_penalty};
 use super::cost::{AdapterLoad, Frame, capped};
+use fedpipe_core::{ModelSpec, WeightId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// The candidate weights, from the top layer down, as all silos share them.
+/// The candidate weights, from the top layer down. All but their importance is the same for all silos and shared by them.
+#[derive(Clone)]
 pub(super) struct Weights {
     pub(super) rows: Vec<Row>,
     /// How many rows are at or above a layer, by layer; one more for none.
     pub(super) at_or_above: Vec<usize>,
-    shapes: Vec<Shape>,
+    shapes: Arc<[Shape]>,
     /// Loads of plans that may train the layers from the index upwards and train nothing yet.
-    empty: Vec<AdapterLoad>,
+    empty: Arc<[AdapterLoad]>,
 }
 
 /// A weight.
+#[derive(Clone)]
 pub(super) struct Row {
     /// Its place among the model's candidates.
     pub(super) candidate: usize,
@@ -64,7 +69,15 @@ impl Weights {
         rows.sort_by_key(|row| std::cmp::Reverse(row.layer));
         let at_or_above =
             (0..=model.layers).map(|lowest| rows.iter().take_while(|row| row.layer >= lowest).count()).collect();
-        Self { rows, at_or_above, shapes, empty }
+        Self { rows, at_or_above, shapes: shapes.into(), empty: empty.into() }
+    }
+
+    /// The same weights of another importance.
+    pub(super) fn weighed(&self, model: &ModelSpec, importance: &BTreeMap<WeightId, f64>) -> Self {
+        let importance_of = |row: &Row| importance.get(&model.candidates[row.candidate].id).copied().unwrap_or(0.0);
+        let rows = self.rows.iter().map(|row| Row { importance: importance_of(row), ..row.clone() }).collect();
+        let (shapes, empty) = (self.shapes.clone(), self.empty.clone());
+        Self { rows, at_or_above: self.at_or_above.clone(), shapes, empty }
     }
 
     /// Ranks that a weight may have, ascending.
@@ -109,14 +122,14 @@ impl FrameTable {
         let bytes_per_largest_rank = cost.bytes_per_largest_rank(frame)?;
         let budgets = problem.budgets();
         let mut room = Vec::with_capacity(weights.empty.len());
-        for empty in &weights.empty {
+        for empty in weights.empty.iter() {
             let used = of(empty)?;
             let left = [budgets[0] - used[0], budgets[1] - used[1]];
             room.push(left.iter().all(|&left| left >= 0.0).then_some(left));
         }
         let nothing = of(&weights.empty[0])?;
         let mut costs = Vec::with_capacity(weights.shapes.len());
-        for shape in &weights.shapes {
+        for shape in weights.shapes.iter() {
             let raised = shape.ranks.iter().zip(&shape.loads).map(|(&rank, load)| {
                 let all = of(load)?;
                 Some([all[0] - nothing[0] - bytes_per_largest_rank * rank as f64, all[1] - nothing[1]])
@@ -147,7 +160,7 @@ impl Weights {
             }
         });
         let at_or_above = (0..=layers).map(|lowest| rows.iter().filter(|row| row.layer >= lowest).count()).collect();
-        Self { rows, at_or_above, shapes: shapes.collect(), empty: vec![] }
+        Self { rows, at_or_above, shapes: shapes.collect(), empty: Arc::new([]) }
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use fedpipe_core::{BaseFormat, CandidateWeight, Optimality, Seed};
+use fedpipe_core::{BaseFormat, CandidateWeight, Optimality, Seed, WeightId};
 use fedpipe_testkit::{toy_model, toy_profile};
 use rand::RngExt;
 
@@ -315,7 +315,8 @@ fn the_choice_is_the_optimum_or_near_it() {
 }
 
 /// The best objective of all silos together over every combination of what each may choose.
-fn brute_force_together(problems: &[SiloProblem<'_>], coverage: usize) -> Option<f64> {
+/// `federation` says which weights are important.
+fn brute_force_together(problems: &[SiloProblem<'_>], federation: &Scores, coverage: usize) -> Option<f64> {
     let candidates = &problems[0].cost.model.candidates;
     let levels: Vec<usize> = std::iter::once(0).chain(problems[0].menu.ranks.iter().copied()).collect();
     // By silo, the best objective of every set of weights that may train.
@@ -340,7 +341,7 @@ fn brute_force_together(problems: &[SiloProblem<'_>], coverage: usize) -> Option
         }
         best.push(of_silo);
     }
-    let importance = |i: usize| problems[0].importance[&candidates[i].id];
+    let importance = |i: usize| federation[&candidates[i].id];
     let mut important: Vec<usize> = (0..candidates.len()).collect();
     important.sort_by(|&a, &b| importance(b).total_cmp(&importance(a)));
     let mut held = 0.0;
@@ -375,6 +376,16 @@ fn brute_force_together(problems: &[SiloProblem<'_>], coverage: usize) -> Option
 /// plans together are the optimum, and know it.
 #[test]
 fn silos_together_cover_what_is_important_as_well_as_can_be() {
+    covered_as_well_as_can_be(0.0, 200);
+}
+
+/// The same where every silo has scores of its own, half and half with the federation's.
+#[test]
+fn silos_of_their_own_importance_cover_what_is_important_to_all() {
+    covered_as_well_as_can_be(0.5, 150);
+}
+
+fn covered_as_well_as_can_be(own_share: f64, least_proven: usize) {
     let mut stream = Seed(5).stream();
     let model = model(2, 2);
     let (mut proven, mut tied, mut worst) = (0, 0, 0f64);
@@ -383,29 +394,35 @@ fn silos_together_cover_what_is_important_as_well_as_can_be() {
             examples: stream.random_range(50..500),
             ..silo(name, stream.random_range(100..1200), stream.random_range(0.5..2.0))
         }));
-        let scores: Vec<f64> = model.candidates.iter().map(|_| stream.random_range(0.1..1.0)).collect();
-        let total: f64 = scores.iter().sum();
-        let importance: BTreeMap<WeightId, f64> =
-            model.candidates.iter().zip(&scores).map(|(c, s)| (c.id.clone(), s / total)).collect();
+        let mut scores = || -> Scores {
+            let scores: Vec<f64> = model.candidates.iter().map(|_| stream.random_range(0.1..1.0)).collect();
+            let total: f64 = scores.iter().sum();
+            model.candidates.iter().zip(&scores).map(|(c, s)| (c.id.clone(), s / total)).collect()
+        };
+        let federation = scores();
+        let own = if own_share > 0.0 { all.keys().map(|id| (id.clone(), scores())).collect() } else { BTreeMap::new() };
+        let importance = Importance { federation: &federation, own: &own, own_share };
+        let of_silos: Vec<Scores> = all.keys().map(|id| importance.of(id).into_owned()).collect();
         let mut settings = settings(Deadline::Seconds(stream.random_range(60.0..900.0)));
         (settings.menu.batch_sizes, settings.coverage) = (vec![2, 4], 2);
         let Deadline::Seconds(deadline) = settings.deadline else { panic!("given") };
         let problems: Vec<SiloProblem<'_>> = all
             .values()
-            .map(|profile| problem(&model, profile, &importance, &settings, deadline * DEADLINE_SHARE))
+            .zip(&of_silos)
+            .map(|(profile, scores)| problem(&model, profile, scores, &settings, deadline * DEADLINE_SHARE))
             .collect();
-        let Ok(found) = plan(&model, &all, &importance, &settings) else { continue };
-        let optimum = brute_force_together(&problems, settings.coverage).unwrap();
+        let Ok(found) = plan(&model, &all, importance, &settings) else { continue };
+        let optimum = brute_force_together(&problems, &federation, settings.coverage).unwrap();
         let Optimality { objective, bound, .. } = &found.optimality;
         assert!(*objective <= optimum + 1e-9 && *bound >= optimum - 1e-9, "{instance}: {objective} {optimum} {bound}");
         worst = worst.max((optimum - objective) / optimum.abs());
         proven += usize::from(bound - objective < 1e-9);
         let mut apart = settings.clone();
         apart.coverage = 0;
-        tied += usize::from(plan(&model, &all, &importance, &apart).unwrap().silos != found.silos);
+        tied += usize::from(plan(&model, &all, importance, &apart).unwrap().silos != found.silos);
     }
     assert!(tied >= 5, "coverage changed {tied} plans only");
-    assert!(proven >= 200 && worst < 1e-9, "{proven} proven, the worst is {worst} off");
+    assert!(proven >= least_proven && worst < 1e-9, "{proven} proven, the worst is {worst} off");
 }
 
 /// A federation of about the size in the project's example.
@@ -424,4 +441,28 @@ fn four_silos_of_six_layers_are_planned_the_same_way_every_time() {
         assert!(plan.memory.total() <= all[silo].budget_bytes() as f64);
         assert!(plan.time.total() <= first.deadline_s * DEADLINE_SHARE * (1.0 + 1e-9));
     }
+}
+
+/// Two silos that have room for one weight, and a federation that cares for the upper one: by their own scores alone each
+/// trains what matters to it.
+#[test]
+fn silos_plan_by_their_own_importance_as_far_as_they_are_told_to() {
+    let all = profiles(["a", "b"].map(|name| silo(name, 700, 1.0)));
+    let federation = importance([0.02, 0.98]);
+    let own = [("b".into(), importance([0.98, 0.02]))].into();
+    let mut settings = settings(Deadline::Seconds(1e6));
+    settings.coverage = 0;
+    let lowest = |own_share: f64| {
+        let plan = plan(&toy_model(), &all, Importance { federation: &federation, own: &own, own_share }, &settings);
+        plan.unwrap()
+            .silos
+            .into_values()
+            .map(|plan| plan.ranks.contains_key(&"layer.0.query".into()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(lowest(0.0), [false, false]);
+    assert_eq!(lowest(1.0), [false, true], "a did not probe and plans by the federation's");
+    let refused =
+        plan(&toy_model(), &all, Importance { federation: &federation, own: &own, own_share: 1.5 }, &settings);
+    assert!(matches!(refused, Err(PlanError::Menu(reason)) if reason.contains("own_importance")));
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// What trains and what is only applied lie side by side in one message.
 const TRAINED: &str = "trained.";
 const FIXED: &str = "fixed.";
-/// The one tensor of a message with scores, `[1, weights]` in the order of their names.
+/// The one tensor of a message with a number a weight, `[1, weights]` in the order of their names.
 const SCORES: &str = "scores";
 
 /// The task as the silo gets it, and the bytes of its tensors.
@@ -45,7 +45,7 @@ fn send_train(codec: &dyn Codec, work: &mut TrainWork) -> Result<u64, String> {
 
 /// The update as the server gets it, and the bytes of its tensors.
 pub(super) fn receive(codec: &dyn Codec, mut update: Update) -> Result<(Update, u64), String> {
-    let bytes = match &mut update.outcome {
+    let mut bytes = match &mut update.outcome {
         Outcome::Trained(adapter) => {
             let (tensors, bytes) = through(codec, &adapter.to_tensors())?;
             *adapter = Adapter::from_tensors(adapter.scaling, tensors).map_err(|e| e.to_string())?;
@@ -57,6 +57,10 @@ pub(super) fn receive(codec: &dyn Codec, mut update: Update) -> Result<(Update, 
             bytes
         }
     };
+    if !update.sensitivity.is_empty() {
+        let (sensitivity, more) = through_scores(codec, &update.sensitivity)?;
+        (update.sensitivity, bytes) = (sensitivity, bytes + more);
+    }
     Ok((update, bytes))
 }
 

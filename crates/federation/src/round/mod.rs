@@ -3,11 +3,15 @@
 //! The engine holds no state of its own. Whatever happens in a silo is a [`Failure`] in the record; what stops a run is an
 //! error here.
 
+mod adapt;
 mod message;
 mod rates;
+mod slowness;
 mod validate;
 
-use crate::importance::{ImportanceMeasure, Probe, ProbeSettings, SiloScores};
+pub use adapt::Adaptation;
+
+use crate::importance::{ImportanceMeasure, Probe, ProbeSettings, SiloScores, normalised};
 use fedpipe_core::{
     Adapter, Clock, Codec, Event, Failure, FailureKind, FoldError, Head, Method, Metrics, ModelSpec, Observer, Outcome,
     Plan, Purpose, RUN_STATE_VERSION, RoundRecord, RunState, Seed, SiloId, SiloProfile, SiloRound, Stop, Task,
@@ -89,6 +93,8 @@ pub enum Progress<T> {
 pub struct Identification {
     /// Score by weight, summing to 1.
     pub importance: BTreeMap<WeightId, f64>,
+    /// The same of every silo that probed.
+    pub own: BTreeMap<SiloId, BTreeMap<WeightId, f64>>,
     /// Bytes from silos to the server.
     pub bytes_up: u64,
     /// Bytes from the server to silos.
@@ -116,8 +122,11 @@ pub fn start(
         round: 0,
         profiles,
         importance: identification.importance,
+        own_importance: identification.own,
         plan,
         learning_rate,
+        plan_changes: Vec::new(),
+        slowness: BTreeMap::new(),
         adapter: Adapter { scaling, factors: BTreeMap::new(), head },
         history: Vec::new(),
         bytes_up: identification.bytes_up,
@@ -144,6 +153,8 @@ struct Delivery {
     bytes_up: u64,
     /// Seconds on the run's clock; 0 when nothing came back.
     seconds: f64,
+    /// Against what its profile foresees, where that is looked at.
+    slowness: Option<f64>,
     result: Result<Update, Failure>,
 }
 
@@ -164,6 +175,8 @@ pub struct Engine<'a> {
     pub stop: &'a Stop,
     /// How rounds go.
     pub settings: RoundSettings,
+    /// How plans follow what rounds say; without, they stay as they are.
+    pub adaptation: Option<&'a Adaptation>,
 }
 
 impl Engine<'_> {
@@ -225,14 +238,15 @@ impl Engine<'_> {
         if self.stop.requested() {
             return Ok(Progress::Stopped);
         }
-        let mut scores = Vec::new();
+        let (mut scores, mut own) = (Vec::new(), BTreeMap::new());
         let (mut bytes_up, mut bytes_down, mut seconds) = (0, 0, 0f64);
         for delivery in &deliveries {
             bytes_up += delivery.bytes_up;
             bytes_down += delivery.bytes_down;
             seconds = seconds.max(delivery.seconds);
             match &delivery.result {
-                Ok(Update { examples, outcome: Outcome::Scores(of), .. }) => {
+                Ok(Update { silo, examples, outcome: Outcome::Scores(of), .. }) => {
+                    own.extend(normalised(model, of).map(|own| (silo.clone(), own)));
                     scores.push(SiloScores { examples: *examples, scores: of.clone() })
                 }
                 Ok(_) => {}
@@ -244,7 +258,7 @@ impl Engine<'_> {
         }
         let importance = measure.combine(model, &scores, seed.derive(Purpose::Probe, 0, None));
         self.observer.observe(&Event::Identified { importance: importance.clone() });
-        Ok(Progress::Done(Identification { importance, bytes_up, bytes_down, seconds }))
+        Ok(Progress::Done(Identification { importance, own, bytes_up, bytes_down, seconds }))
     }
 
     /// One round: the state after it, or [`Progress::Stopped`] when the end was asked for before its updates were in; the
@@ -261,7 +275,7 @@ impl Engine<'_> {
         evaluate: impl FnOnce(&Adapter) -> Option<Metrics>,
     ) -> Result<Progress<RunState>, RoundError> {
         let cohort = cohort(state, self.settings.cohort_fraction);
-        let tasks = self.method.tasks(state, &cohort);
+        let tasks = self.tasks(state, &cohort);
         let quorum = ((tasks.len() as f64 * self.settings.quorum_fraction).ceil() as usize).max(1);
         let limit = self.settings.max_update_norm;
         let deliveries = self.exchange(tasks, &state.profiles, |task, update| validate::update(task, update, limit))?;
@@ -274,11 +288,16 @@ impl Engine<'_> {
         for delivery in deliveries {
             next.bytes_up += delivery.bytes_up;
             next.bytes_down += delivery.bytes_down;
-            let Delivery { task, bytes_down, bytes_up, seconds, result } = delivery;
-            match result.and_then(|update| self.in_time(&task, update, seconds, state.plan.deadline_s)) {
+            let Delivery { task, bytes_down, bytes_up, seconds, slowness, result } = delivery;
+            let result = result.and_then(|update| self.in_time(&task, update, seconds, state.plan.deadline_s));
+            if let Some(slowness) = slowness {
+                let late = seconds > state.plan.deadline_s;
+                slowness::observe(next.slowness.entry(task.silo.clone()).or_default(), slowness, late);
+            }
+            match result {
                 Ok(update) => {
                     let (silo, measured) = (update.silo.clone(), update.measured.clone());
-                    silos.push(SiloRound { silo, measured, seconds, bytes_up, bytes_down });
+                    silos.push(SiloRound { silo, measured, seconds, bytes_up, bytes_down, slowness });
                     updates.push(update);
                 }
                 Err(failure) => {
@@ -302,7 +321,22 @@ impl Engine<'_> {
         if failed >= MAX_FAILED_ROUNDS {
             return Err(RoundError::NoQuorum { rounds: failed, quorum, reasons });
         }
+        if let Some(adaptation) = self.adaptation {
+            self.adapt(adaptation, &mut next, &updates);
+        }
         Ok(Progress::Done(next))
+    }
+
+    /// The method's tasks, with what importance is to be estimated from where that is due.
+    fn tasks(&self, state: &RunState, cohort: &[SiloId]) -> Vec<Task> {
+        let mut tasks = self.method.tasks(state, cohort);
+        let due = self.adaptation.is_some_and(|adaptation| adaptation.refreshes_after(state.round + 1));
+        for task in &mut tasks {
+            if let Work::Train(work) = &mut task.work {
+                work.sensitivity = due;
+            }
+        }
+        tasks
     }
 
     /// Sends the tasks and takes in what comes back, both through the codec: the decoded tensors are the ones that count.
@@ -344,7 +378,7 @@ impl Engine<'_> {
         check: impl Fn(&Task, &Update) -> Result<(), String>,
     ) -> Delivery {
         let invalid = |reason: String| Failure::of(&task, FailureKind::Invalid, reason);
-        let (mut bytes_up, mut seconds) = (0, 0.0);
+        let (mut bytes_up, mut seconds, mut slowness) = (0, 0.0, None);
         // A failure is the task's own, whatever it says about itself.
         let own = |failure: Failure| Failure::of(&task, failure.kind, failure.reason);
         let result = answer.map_err(own).and_then(|update| {
@@ -353,9 +387,12 @@ impl Engine<'_> {
             bytes_up = bytes;
             validate::header(&task, profile, &update).and_then(|()| check(&task, &update)).map_err(invalid)?;
             seconds = self.clock.charge(profile, &task, &update, bytes_down, bytes_up);
+            let model = self.adaptation.map(|adaptation| &adaptation.model);
+            let all = (bytes_down + bytes_up, seconds);
+            slowness = model.and_then(|model| slowness::of(model, profile, &task, &update, all));
             Ok(update)
         });
-        Delivery { task, bytes_down, bytes_up, seconds, result }
+        Delivery { task, bytes_down, bytes_up, seconds, slowness, result }
     }
 
     fn in_time(&self, task: &Task, update: Update, seconds: f64, deadline_s: f64) -> Result<Update, Failure> {

@@ -1,3 +1,5 @@
+mod adapting;
+
 use super::*;
 use crate::aggregate::Product;
 use crate::codec::{Bf16, F32};
@@ -22,6 +24,18 @@ fn connected(silos: [(SiloId, ToyTrainer); 3]) -> FakeTransport {
     FakeTransport::new(silos.map(|(silo, trainer)| (silo, Arc::new(trainer) as Arc<dyn Trainer>)).into())
 }
 
+fn method_settings() -> MethodSettings {
+    let training = LocalTraining {
+        rounds: 40,
+        schedule: Schedule::Constant,
+        warmup_ratio: 0.0,
+        weight_decay: 0.0,
+        max_grad_norm: 1.0,
+        dropout: 0.0,
+    };
+    MethodSettings { model: toy_model(), training, aggregator: &Product, server_rank: 4 }
+}
+
 /// Everything an engine borrows, with the parts that a test wants to change.
 struct Federation {
     transport: FakeTransport,
@@ -31,19 +45,11 @@ struct Federation {
     stop: Stop,
     settings: RoundSettings,
     method: FedPipe,
+    adaptation: Option<Adaptation>,
 }
 
 impl Federation {
     fn new(transport: FakeTransport) -> Self {
-        let training = LocalTraining {
-            rounds: 40,
-            schedule: Schedule::Constant,
-            warmup_ratio: 0.0,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            dropout: 0.0,
-        };
-        let settings = MethodSettings { model: toy_model(), training, aggregator: &Product, server_rank: 4 };
         Self {
             transport,
             codec: &F32,
@@ -51,7 +57,8 @@ impl Federation {
             recorder: Recorder::default(),
             stop: Stop::default(),
             settings: RoundSettings::default(),
-            method: FedPipe::new(settings),
+            method: FedPipe::new(method_settings()),
+            adaptation: None,
         }
     }
 
@@ -64,6 +71,7 @@ impl Federation {
             observer: &self.recorder,
             stop: &self.stop,
             settings: self.settings,
+            adaptation: self.adaptation.as_ref(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use fedpipe_core::{
     Adapter, DeviceProfile, Failure, FailureKind, Matrix, ModelSpec, Outcome, SiloId, SiloProfile, Task, Tensors,
-    Update, Work,
+    TrainWork, Update, WeightId, Work,
 };
 
 /// A profile that the planner can work with.
@@ -91,7 +91,23 @@ pub(super) fn update(task: &Task, update: &Update, max_norm: f64) -> Result<(), 
     if norm > max_norm {
         return Err(format!("its change has norm {norm:.3e}, above the bound of {max_norm:.3e}"));
     }
-    Ok(())
+    sensitivity(work, update)
+}
+
+/// A number, finite and not negative, for every weight that trained and for nothing else; none unless it was asked for.
+fn sensitivity(work: &TrainWork, update: &Update) -> Result<(), String> {
+    let found = &update.sensitivity;
+    let asked = |weight: &WeightId| work.sensitivity && work.adapter.factors.contains_key(weight);
+    if let Some(extra) = found.keys().find(|weight| !asked(weight)) {
+        return Err(format!("the sensitivity of `{extra}` was not asked for"));
+    }
+    if let Some(missing) = work.adapter.factors.keys().find(|weight| work.sensitivity && !found.contains_key(weight)) {
+        return Err(format!("{missing} has no sensitivity"));
+    }
+    match found.iter().find(|(_, value)| !value.is_finite() || **value < 0.0) {
+        Some((weight, value)) => Err(format!("{weight} has the sensitivity {value}")),
+        None => Ok(()),
+    }
 }
 
 /// The Frobenius norm of the change over all tensors.

@@ -255,6 +255,8 @@ pub struct FederationConfig {
     pub server_rank: usize,
     /// Updates of a larger Frobenius norm are refused.
     pub max_update_norm: f64,
+    /// Rounds from one estimate of importance from the adapters in training to the next; 0 leaves it at the probe.
+    pub refresh_importance: u32,
     /// How `data.train` is split over the silos.
     pub partition: Partition,
 }
@@ -334,6 +336,8 @@ pub struct PlanConfig {
     pub base_formats: Vec<BaseFormat>,
     /// How many silos should train each of the weights that hold half of all importance.
     pub coverage: usize,
+    /// What a silo's own scores count for in its plan, from 0 to 1; the federation's count for the rest.
+    pub own_importance: f64,
 }
 
 /// `[probe]`
@@ -408,6 +412,18 @@ pub struct SiloConfig {
     /// Files of its own; without any it gets a part of `data.train`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
+    /// A rehearsal: the silo becomes slower than it enrolled, and nobody tells the planner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slows_down: Option<SlowsDownConfig>,
+}
+
+/// `slows_down` of a silo.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SlowsDownConfig {
+    /// The first round at the new speed.
+    pub round: u32,
+    /// The new speed relative to this machine.
+    pub speed: f64,
 }
 
 impl Config {

@@ -114,8 +114,10 @@ impl<'p> Section<'p> {
     /// The table under `key`; empty when it was left out.
     pub fn section(&mut self, key: &'static str) -> Section<'p> {
         let node = self.take(key);
-        let parent = self.title.strip_prefix('[').and_then(|title| title.strip_suffix(']'));
-        let title = parent.map_or_else(|| format!("[{key}]"), |parent| format!("[{parent}.{key}]"));
+        let title = match self.title.starts_with('[') {
+            true => format!("[{}.{key}]", self.title.trim_matches(['[', ']'])),
+            false => format!("[{key}]"),
+        };
         Section::new(self.problems, title, node)
     }
 

@@ -5,11 +5,12 @@ use super::read::{Problems, Section};
 use super::source::{Node, Value};
 use super::{
     AUTO, AdapterConfig, Auto, Config, DataColumns, DataConfig, EvaluationConfig, FederationConfig, ModelSource,
-    OutputConfig, Partition, PlanConfig, ProbeConfig, SiloConfig, TaskConfig, TrainingConfig, names,
+    OutputConfig, Partition, PlanConfig, ProbeConfig, SiloConfig, SlowsDownConfig, TaskConfig, TrainingConfig, names,
 };
 use fedpipe_core::BaseFormat;
 use fedpipe_model::data::{InstructionFormat, OnBadRecord, Reading};
 use regex::Regex;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// The smallest value of a number that has to be above zero.
@@ -21,6 +22,7 @@ pub const QUESTION_LENGTH: usize = 384;
 const MAX_SILOS: usize = 10_000;
 const MAX_RANK: usize = 256;
 const MAX_BATCH: usize = 4096;
+const SPEEDS: RangeInclusive<f64> = 1e-4..=1e4;
 
 pub(super) fn config(root: Node, problems: &Problems) -> Config {
     let mut root = Section::new(problems, "the configuration".into(), Some(root));
@@ -144,6 +146,7 @@ fn federation(mut section: Section<'_>, adapter: &AdapterConfig) -> FederationCo
         deadline_s: section.auto_number("deadline_s", Auto::Auto, 1e-3..=1e9),
         server_rank: section.count("server_rank", largest, 1..=MAX_RANK),
         max_update_norm: section.number("max_update_norm", 1e3, TINY..=1e9),
+        refresh_importance: section.count("refresh_importance", 0, 0..=100_000) as u32,
         partition: partition(&mut section),
     };
     if config.server_rank < largest {
@@ -221,8 +224,9 @@ fn plan(mut section: Section<'_>) -> PlanConfig {
         }
     };
     let coverage = section.count("coverage", 2, 0..=MAX_SILOS);
+    let own_importance = section.number("own_importance", 0.0, 0.0..=1.0);
     section.finish();
-    PlanConfig { batch_sizes, base_formats, coverage }
+    PlanConfig { batch_sizes, base_formats, coverage, own_importance }
 }
 
 fn probe(mut section: Section<'_>) -> ProbeConfig {
@@ -314,10 +318,27 @@ fn silo(mut section: Section<'_>, others: &[SiloConfig]) -> SiloConfig {
     let silo = SiloConfig {
         name,
         memory_mib: section.count("memory_mib", 0, 1..=1 << 24) as u64,
-        speed: section.number("speed", 1.0, 1e-4..=1e4),
+        speed: section.number("speed", 1.0, SPEEDS),
         bandwidth_mbps: section.number("bandwidth_mbps", 100.0, 1e-3..=1e6),
         data: paths(&mut section, "data"),
+        slows_down: slows_down(&mut section),
     };
     section.finish();
     silo
+}
+
+fn slows_down(silo: &mut Section<'_>) -> Option<SlowsDownConfig> {
+    let asked = silo.has("slows_down");
+    let mut section = silo.section("slows_down");
+    if !asked {
+        return None;
+    }
+    for key in ["round", "speed"] {
+        if !section.has(key) {
+            section.miss(key);
+        }
+    }
+    let (round, speed) = (section.count("round", 1, 1..=100_000) as u32, section.number("speed", 1.0, SPEEDS));
+    section.finish();
+    Some(SlowsDownConfig { round, speed })
 }

@@ -65,6 +65,7 @@ fn the_resolved_configuration_reads_back_to_itself() {
         memory_mib = 1
         speed = 0.1
         data = ["a.jsonl", "with \\"quotes\\".tsv"]
+        slows_down = { round = 4, speed = 0.2 }
     "#;
     for text in [MINIMAL, &full.replace("\\\\", "\\")] {
         let config = parse(text, &[]).unwrap();
@@ -127,6 +128,8 @@ fn errors_show_the_line_and_what_to_do() {
         ("server rank", format!("{MINIMAL}\n[federation]\nserver_rank = 8"), &[]),
         ("silo's name", MINIMAL.replace("\"clinic\"", "\"../clinic\""), &[]),
         ("silo twice", format!("{MINIMAL}\n[[silos]]\nname = \"clinic\"\nmemory_mib = 1"), &[]),
+        ("what slows down", with("[[silos]]", "slows_down = { round = 0, sped = 0.2 }"), &[]),
+        ("own importance", format!("{MINIMAL}\n[plan]\nown_importance = 1.5"), &[]),
         ("train unused", with("[[silos]]", "data = [\"clinic.tsv\"]"), &[]),
         ("not TOML", "[model]\npath = 1 2".into(), &[]),
         ("empty file", String::new(), &[]),

@@ -1,7 +1,7 @@
 //! Plain lines without colours or times, for a file, a pipe or a log.
 
 use super::{Reporter, format, plan};
-use fedpipe_core::{Event, Failure, RoundRecord, SiloId, SiloProfile};
+use fedpipe_core::{Event, Failure, RoundRecord, SiloId, SiloPlan, SiloProfile};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
@@ -41,6 +41,7 @@ impl Narrator {
                 format!("importance of {} weights is known{most}", importance.len())
             }
             Event::Planned(plan) => plan::brief(plan, &self.profiles).trim_end().to_string(),
+            Event::Replanned { round, silo, reason, plan, .. } => replanned(*round, silo, reason, plan),
             Event::RoundFinished(record) => self.round(record),
             Event::SiloFailed(failure) => failed(failure),
             Event::Warning { message } => format!("warning: {message}"),
@@ -78,6 +79,16 @@ fn enrolled(profile: &SiloProfile) -> String {
         profile.memory_mib,
         profile.speed,
         profile.bandwidth_mbps
+    )
+}
+
+fn replanned(round: u32, silo: &SiloId, reason: &str, plan: &SiloPlan) -> String {
+    format!(
+        "silo {silo} is planned again after round {round}: {reason}; now batch {} over {}, {} weights adapted, {} a round",
+        plan.batch_size,
+        plan.base_format,
+        plan.ranks.len(),
+        format::seconds(plan.time.total())
     )
 }
 

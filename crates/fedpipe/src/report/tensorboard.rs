@@ -48,6 +48,9 @@ impl<W: Write + Send> Reporter for TensorBoard<W> {
                 self.round = record.round;
                 self.scalars(record.round, &of_round(record))?;
             }
+            Event::Replanned { round, silo, slowness, .. } => {
+                self.scalars(*round, &[(format!("planned_slowness/{silo}"), *slowness)])?;
+            }
             Event::Evaluated(metrics) => self.scalars(self.round, &of_metrics("final", metrics))?,
             _ => {}
         }
@@ -69,6 +72,9 @@ fn of_round(record: &RoundRecord) -> Vec<(String, f64)> {
         scalars.push((format!("loss/{name}"), silo.measured.loss));
         scalars.push((format!("seconds/{name}"), silo.seconds));
         scalars.push((format!("peak_memory_mib/{name}"), mib(silo.measured.peak_bytes as f64)));
+        if let Some(slowness) = silo.slowness {
+            scalars.push((format!("slowness/{name}"), slowness));
+        }
         if let Some(cache) = silo.measured.cache {
             scalars.push((format!("cache_hit_share/{name}"), cache.hits as f64 / cache.lookups.max(1) as f64));
         }
@@ -222,7 +228,7 @@ mod tests {
         fixture::events().iter().for_each(|event| board.report(event).unwrap());
         let records = records(&board.out);
         assert_eq!(fields(records[0])[1], (3, 0, b"brain.Event:2".as_slice()));
-        assert_eq!(records.len(), 1 + 8 + 1);
+        assert_eq!(records.len(), 1 + 8 + 1 + 1);
 
         let mut seen = Vec::new();
         for record in &records[1..] {
@@ -242,6 +248,8 @@ mod tests {
             (2, "evaluation/accuracy".to_string(), accuracy),
             (2, "loss/bank".to_string(), second.silos[0].measured.loss as f32),
             (3, "round/failures".to_string(), 1.0),
+            (4, "slowness/edge".to_string(), 1.0),
+            (5, "planned_slowness/edge".to_string(), 1.4),
             (6, "cache_hit_share/edge".to_string(), 15.0 / 80.0),
             (8, "final/loss".to_string(), fixture::metrics().loss as f32),
         ] {

@@ -1,7 +1,9 @@
 //! What is attached to frozen weights, and the parameters that train.
 
+mod sensed;
 mod singular;
 
+pub(crate) use sensed::Sensed;
 pub(crate) use singular::{Sensitivity, Triplets, normalised};
 
 use crate::parameters::{ParameterId, Parameters};

@@ -202,6 +202,7 @@ fn prefix_of(trained: &[usize], fixed: &[usize], steps: usize, seed: u64) -> Opt
         max_grad_norm: 1.0,
         dropout: 0.1,
         spare_bytes: 0,
+        sensitivity: false,
     };
     Prefix::of(&work, 100, 6, |weight| weight.as_str().split('.').nth(1)?.parse().ok())
 }

@@ -132,6 +132,7 @@ pub fn check_training(name: &str, base: &BaseModel, steps: usize) {
             max_grad_norm: 1.0,
             dropout: 0.0,
             spare_bytes: 0,
+            sensitivity: false,
             recompute,
         };
         let encoder = base.encoder(base_format).unwrap();
@@ -141,7 +142,7 @@ pub fn check_training(name: &str, base: &BaseModel, steps: usize) {
         let mut losses = Vec::new();
         let mut hear = |report: StepReport| losses.push(report.loss);
         let trained = train(training, &data, &work, Seed(3), &Stop::default(), &mut hear).unwrap();
-        base.check_adapter(&trained, HeadKind::Classes(2)).unwrap();
+        base.check_adapter(&trained.adapter, HeadKind::Classes(2)).unwrap();
         let last = losses[steps - 2] + losses[steps - 1];
         assert!(last < 0.6 * (losses[0] + losses[1]), "{name}, {base_format}: {losses:?}");
     }

@@ -50,6 +50,9 @@ fn state() -> RunState {
         round: 1,
         profiles: BTreeMap::new(),
         importance: BTreeMap::new(),
+        own_importance: BTreeMap::new(),
+        plan_changes: Vec::new(),
+        slowness: BTreeMap::new(),
         plan: Plan {
             local_steps: 5,
             chosen: vec![],
@@ -97,7 +100,14 @@ fn update(silo: &str, examples: u64, factors: &[(&str, LowRank)], head: f32) -> 
         head: [("classifier.weight".to_string(), Matrix::from_fn(2, 4, |_, _| head))].into(),
     };
     let outcome = Outcome::Trained(adapter);
-    Update { round: 2, silo: silo.into(), examples, outcome, measured: Measured::default() }
+    Update {
+        round: 2,
+        silo: silo.into(),
+        examples,
+        outcome,
+        measured: Measured::default(),
+        sensitivity: BTreeMap::new(),
+    }
 }
 
 fn product(factors: &LowRank) -> Vec<f32> {

@@ -61,6 +61,7 @@ pub fn page(report: &Report<'_>) -> String {
                     h2 { "Rounds" }
                     (rounds(state))
                     (failures(state))
+                    (plan_changes(state))
                     h2 { "Configuration" }
                     details class="card" {
                         summary { "config.toml, every default written out" }
@@ -174,7 +175,8 @@ fn silos(report: &Report<'_>) -> Markup {
         p class="muted small" {
             "A round may last " (seconds(state.plan.deadline_s)) ": " (state.plan.deadline_reason) ". "
             (optimality(&state.plan)) " "
-            "Memory is the most of any round, time the mean of all rounds, both as measured; the ratio is measured by predicted."
+            "Memory is the most of any round under the plan that holds at the end, time the mean of these rounds, both as measured; "
+            "the ratio is measured by predicted. Slowness is the time of the last rounds by what the enrolled profile foresees."
         }
         @if !state.plan.chosen.is_empty() {
             p class="small" { "Settings left to FedPipe:" }
@@ -260,6 +262,28 @@ fn failures(state: &RunState) -> Markup {
     }
 }
 
+fn plan_changes(state: &RunState) -> Markup {
+    html! {
+        @if !state.plan_changes.is_empty() {
+            h2 { "Plans that changed" }
+            div class="card scroll" {
+                table {
+                    thead { tr { th class="n" { "after round" } th { "silo" } th { "reason" } } }
+                    tbody {
+                        @for change in &state.plan_changes {
+                            tr {
+                                td class="n" { (change.round) }
+                                td { @match &change.silo { Some(silo) => { (silo) } None => { "all" } } }
+                                td class="wrap" { (change.reason) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,6 +324,21 @@ mod tests {
             "forward 6.40",
             "Silo edge: layers 2–3: query 1, value 1, attention.output.dense 1; layers 4–5: ",
         ] {
+            assert!(page.contains(expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn plans_that_changed_are_listed_with_their_reasons_and_the_pace_that_was_learned() {
+        let mut state = fixture::state();
+        let page = page_of(&state, "");
+        assert!(!page.contains("Plans that changed") && !page.contains(">slowness<"));
+        let reason = "its last rounds took 1.40 times as long".to_string();
+        state.plan_changes = vec![fedpipe_core::PlanChange { round: 5, silo: Some("edge".into()), reason }];
+        let slowness = fedpipe_core::Slowness { recent: vec![1.37], ..Default::default() };
+        state.slowness = [("edge".into(), slowness)].into();
+        let page = page_of(&state, "");
+        for expected in ["Plans that changed", "its last rounds took 1.40 times", ">slowness<", ">1.37<"] {
             assert!(page.contains(expected), "{expected}");
         }
     }

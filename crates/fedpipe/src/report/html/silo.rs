@@ -12,6 +12,7 @@ const TOLERATED_RATIO: f64 = 1.15;
 
 /// A row a silo.
 pub fn table(state: &RunState, summary: &Summary) -> Markup {
+    let paced = summary.silos.values().any(|silo| silo.slowness.is_some());
     let cached = summary.silos.values().any(|silo| silo.cache.is_some());
     html! {
         table {
@@ -19,14 +20,17 @@ pub fn table(state: &RunState, summary: &Summary) -> Markup {
                 tr {
                     th colspan="6" {}
                     th class="group" colspan="4" { "memory, MiB" }
+                    th class="group" colspan="3" { "step, s" }
                     th class="group" colspan="3" { "round, s" }
+                    @if paced { th {} }
                     th class="group" colspan="2" { "rounds" }
                     @if cached { th {} }
                 }
                 tr {
                     th { "silo" } th class="n" { "examples" } th class="n" { "batch" } th { "base" } th { "recompute" } th class="n" { "weights" }
                     th class="n" { "allowed" }
-                    @for _ in 0..2 { th class="n" { "predicted" } th class="n" { "measured" } th class="n" { "ratio" } }
+                    @for _ in 0..3 { th class="n" { "predicted" } th class="n" { "measured" } th class="n" { "ratio" } }
+                    @if paced { th class="n" { "slowness" } }
                     th class="n" { "delivered" } th class="n" { "failed" }
                     @if cached { th class="n" { "cache" } }
                 }
@@ -42,8 +46,10 @@ pub fn table(state: &RunState, summary: &Summary) -> Markup {
                         td { (if silo.plan.recompute { "yes" } else { "no" }) }
                         td class="n" { (silo.plan.ranks.len()) }
                         td class="n" { (budget) }
-                        (compared(silo, |cost| cost.memory_mib, 0))
-                        (compared(silo, |cost| cost.round_seconds, 1))
+                        (compared(silo, |cost| Some(cost.memory_mib), 0))
+                        (compared(silo, |cost| cost.step_seconds, 3))
+                        (compared(silo, |cost| Some(cost.round_seconds), 1))
+                        @if paced { td class="n" { (number(silo.slowness, 2)) } }
                         td class="n" { (silo.rounds_delivered) }
                         td class="n" { (silo.failures) }
                         @if cached { td class="n" { (silo.cache.map_or_else(|| "—".into(), |c| hits(c.hits, c.lookups))) } }
@@ -55,17 +61,21 @@ pub fn table(state: &RunState, summary: &Summary) -> Markup {
 }
 
 /// Predicted, measured and their ratio as three cells.
-fn compared(silo: &SiloSummary, of: fn(&Cost) -> f64, decimals: usize) -> Markup {
+fn compared(silo: &SiloSummary, of: fn(&Cost) -> Option<f64>, decimals: usize) -> Markup {
     let predicted = of(&silo.predicted);
-    let measured = silo.measured.as_ref().map(of);
-    let ratio = measured.map(|measured| measured / predicted).filter(|ratio| ratio.is_finite());
+    let measured = silo.measured.as_ref().and_then(of);
+    let ratio =
+        measured.zip(predicted).map(|(measured, predicted)| measured / predicted).filter(|ratio| ratio.is_finite());
     let class = if ratio.is_some_and(|ratio| ratio > TOLERATED_RATIO) { "n over" } else { "n" };
-    let number = |value: Option<f64>, decimals: usize| value.map_or_else(|| "—".into(), |v| format!("{v:.decimals$}"));
     html! {
-        td class="n" { (number(Some(predicted), decimals)) }
+        td class="n" { (number(predicted, decimals)) }
         td class="n" { (number(measured, decimals)) }
         td class=(class) { (number(ratio, 2)) }
     }
+}
+
+fn number(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(|| "—".into(), |value| format!("{value:.decimals$}"))
 }
 
 /// A silo's own card: hardware, plan, traffic, costs, reasons.
