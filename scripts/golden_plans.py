@@ -5,7 +5,8 @@
 
 The instances are those of the test in crates/federation/src/plan/exact.rs, made of the same numbers in the same order: one to
 three silos, each of which chooses one of one to three variants (a batch, a format and a lowest layer, say) and for every
-weight at or above its lowest layer one rank or none, within two budgets; and weights that so many silos should train.
+weight at or above its lowest layer one rank or, where the weight need not train, none, within three budgets; and weights that
+so many silos should train. A line is `none` where nothing fits.
 """
 
 import math
@@ -49,6 +50,8 @@ class Model:
 
     def optimum(self):
         self.highs.run()
+        if self.highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
+            return None
         assert self.highs.getModelStatus() == highspy.HighsModelStatus.kOptimal
         return -self.highs.getInfo().objective_function_value
 
@@ -59,7 +62,11 @@ def optimum(seed):
     ranks = [1, 2, 4][: 1 + numbers.below(3)]
     count = 2 + numbers.below(4)
     layer_of = [layers - 1 - j * layers // count for j in range(count)]
-    importance = [(1 + numbers.below(99)) / 100 for _ in range(count)]
+    importance, required = [], []
+    for _ in range(count):
+        importance.append((1 + numbers.below(99)) / 100)
+        required.append(numbers.below(8) == 0)
+    highest = min((layer_of[row] for row in range(count) if required[row]), default=layers)
     value_of = [math.log2(1 + rank) / math.log2(1 + ranks[-1]) for rank in ranks]
     trained = [[] for _ in range(count)]
     for _ in range(1 + numbers.below(3)):
@@ -67,12 +74,14 @@ def optimum(seed):
         chosen = []
         for _ in range(1 + numbers.below(3)):
             value, lowest = numbers.below(50) / 100, numbers.below(layers + 1)
-            room = [numbers.below(100) / 10, numbers.below(100) / 10]
+            room = [numbers.below(100) / 10 for _ in range(3)]
             per_largest = numbers.below(10) / 10 * numbers.below(2)
-            units = [[(1 + numbers.below(30)) / 10, (1 + numbers.below(30)) / 10] for _ in range(2)]
+            units = [[(1 + numbers.below(30)) / 10 for _ in range(3)] for _ in range(2)]
+            if lowest > highest:
+                continue
             this = model.variable(share * value, True)
             chosen.append(this)
-            used, of_layer = [[], []], {}
+            used, of_layer = [[], [], []], {}
             for row in range(count):
                 if layer_of[row] < lowest:
                     continue
@@ -82,9 +91,9 @@ def optimum(seed):
                     places.append(place)
                     trained[row].append(place)
                     of_layer.setdefault(layer_of[row], []).append((place, rank))
-                    for resource in (0, 1):
+                    for resource in range(3):
                         used[resource].append((place, units[row % 2][resource] * rank))
-                model.between(-inf, [*((place, 1) for place in places), (this, -1)], 0)
+                model.between(0 if required[row] else -inf, [*((place, 1) for place in places), (this, -1)], 0)
             largest = model.variable(0, False)
             for terms in of_layer.values():
                 model.between(-inf, [*terms, (largest, -1)], 0)
@@ -101,7 +110,8 @@ def optimum(seed):
 
 def main():
     FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text("".join(f"{optimum(seed):.9f}\n" for seed in range(200)), encoding="utf-8")
+    optima = (optimum(seed) for seed in range(200))
+    FILE.write_text("".join("none\n" if found is None else f"{found:.9f}\n" for found in optima), encoding="utf-8")
     print(f"wrote {FILE}")
 
 

@@ -14,7 +14,7 @@ use fedpipe_core::{
     ActivationFormat, BaseFormat, CandidateWeight, DeviceProfile, LengthStats, MemoryCoefficients, ModelSpec, Seed,
     SiloId, SiloProfile, TimeCoefficients, WeightId,
 };
-use fedpipe_federation::plan::{BATCH_VALUE, Deadline, Menu, PlanSettings, plan};
+use fedpipe_federation::plan::{BATCH_VALUE, Deadline, Menu, PlanSettings, TuningPatterns, plan};
 use fedpipe_testkit::toy_model;
 use rand::RngExt;
 
@@ -40,7 +40,17 @@ fn main() {
             batch_value: BATCH_VALUE,
         };
         let deadline = Deadline::Auto;
-        let settings = PlanSettings { menu, server_rank: 64, local_steps: 10, value_bytes: 2.0, deadline, coverage: 2 };
+        let (finish, tuning) = (None, TuningPatterns::default());
+        let settings = PlanSettings {
+            menu,
+            server_rank: 64,
+            local_steps: 10,
+            value_bytes: 2.0,
+            deadline,
+            finish,
+            coverage: 2,
+            tuning,
+        };
         let start = Instant::now();
         let plan = match plan(&model, &silos, &importance, &settings) {
             Ok(plan) => plan,
@@ -119,6 +129,7 @@ fn silo(number: usize) -> SiloProfile {
         memory_mib: spread(2048.0, 24_576.0) as u64,
         speed: spread(0.25, 8.0),
         bandwidth_mbps: spread(3.0, 1000.0),
+        data_cap_mib: None,
         device: DeviceProfile {
             device: "made up".into(),
             memory: [(ActivationFormat::F32, memory(4.0)), (ActivationFormat::Bf16, memory(2.0))].into(),

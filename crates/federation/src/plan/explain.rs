@@ -1,11 +1,10 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
 use super::choose::{Choice, Found, Search, SiloProblem, best};
-use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE};
+use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE, MIB};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
-const MIB: f64 = 1_048_576.0;
 /// Objectives nearer than this are equal.
 const SAME: f64 = 1e-9;
 
@@ -99,6 +98,7 @@ pub(super) fn reasons(
         chosen.objective
     )];
     reasons.push(binding(problem, chosen, deadline_s));
+    reasons.extend(decided(problem));
     let alone = if apart { None } else { search.best(&search.no_bonus(), |_| true) };
     let alone = alone.map_or(chosen.objective, |alone| alone.best.objective);
     if alone > chosen.objective + SAME {
@@ -139,6 +139,21 @@ pub(super) fn reasons(
     reasons
 }
 
+/// What a person has decided about weights.
+fn decided(problem: &SiloProblem<'_>) -> Option<String> {
+    let weights = |count: usize| if count == 1 { "1 weight".to_string() } else { format!("{count} weights") };
+    let always = problem.tuning.always.len();
+    let never = problem.tuning.never.len();
+    let mut said = Vec::new();
+    if always > 0 {
+        said.push(format!("always_tune: {}", weights(always)));
+    }
+    if never > 0 {
+        said.push(format!("never_tune: {}", weights(never)));
+    }
+    (!said.is_empty()).then(|| format!("decided beforehand by plan.{}", said.join(" and plan.")))
+}
+
 /// What a tenth more of each budget that binds would bring a silo alone, whose objective is now `alone`: solved again.
 fn worth(search: &Search<'_, '_>, found: &Found, alone: f64) -> Option<String> {
     const MORE: f64 = 0.1;
@@ -154,6 +169,11 @@ fn worth(search: &Search<'_, '_>, found: &Found, alone: f64) -> Option<String> {
         let gain = gain(SiloProblem { time_budget: problem.time_budget + seconds, ..*problem });
         gains.push(format!("{seconds:.1} s more time {gain:+.4}"));
     }
+    if found.prices.mib > 0.0 {
+        let moved = MORE * problem.data_budget;
+        let gain = gain(SiloProblem { data_budget: problem.data_budget + moved, ..*problem });
+        gains.push(format!("{:.2} MiB more data {gain:+.4}", moved / MIB));
+    }
     (!gains.is_empty()).then(|| format!("worth in objective: {}", gains.join(", ")))
 }
 
@@ -161,33 +181,57 @@ fn again(recompute: bool) -> &'static str {
     if recompute { " with activations computed again" } else { "" }
 }
 
-/// Which budget stands in the way of the next larger rank or batch, and how much of each is left.
+/// Which budgets stand in the way of the next larger rank or batch, and how much of each is left. Data is told of where it
+/// has a cap.
 fn binding(problem: &SiloProblem<'_>, best: &Choice, deadline_s: f64) -> String {
     let next = next_larger(problem, best);
-    let over_memory = next.iter().any(|choice| choice.memory.total() > problem.memory_budget);
-    let over_time = next.iter().any(|choice| choice.time.total() > problem.time_budget);
     let left = |used: f64, budget: f64| 100.0 * (1.0 - used / budget);
-    let memory = format!(
-        "{:.1} of {:.1} MiB used, {:.1} % left ({:.0} % of its memory)",
-        best.memory.total() / MIB,
-        problem.memory_budget / MIB,
-        left(best.memory.total(), problem.memory_budget),
-        100.0 * MEMORY_SHARE
-    );
-    let time = format!(
-        "{:.1} of {:.1} s used, {:.1} % left ({:.0} % of the deadline of {:.1} s)",
-        best.time.total(),
-        problem.time_budget,
-        left(best.time.total(), problem.time_budget),
-        100.0 * DEADLINE_SHARE,
-        deadline_s
-    );
-    match (over_memory, over_time) {
-        (true, true) => format!("memory and time bind: {memory}; {time}"),
-        (true, false) => format!("memory binds: {memory}; time has room: {time}"),
-        (false, true) => format!("time binds: {time}; memory has room: {memory}"),
-        (false, false) => format!("no budget binds, the menu offers nothing larger: {memory}; {time}"),
+    let over = |used: &dyn Fn(&Choice) -> f64, budget: f64| next.iter().any(|choice| used(choice) > budget);
+    let mut budgets = vec![
+        (
+            "memory",
+            over(&|choice| choice.memory.total(), problem.memory_budget),
+            format!(
+                "{:.1} of {:.1} MiB used, {:.1} % left ({:.0} % of its memory)",
+                best.memory.total() / MIB,
+                problem.memory_budget / MIB,
+                left(best.memory.total(), problem.memory_budget),
+                100.0 * MEMORY_SHARE
+            ),
+        ),
+        (
+            "time",
+            over(&|choice| choice.time.total(), problem.time_budget),
+            format!(
+                "{:.1} of {:.1} s used, {:.1} % left ({:.0} % of the deadline of {:.1} s)",
+                best.time.total(),
+                problem.time_budget,
+                left(best.time.total(), problem.time_budget),
+                100.0 * DEADLINE_SHARE,
+                deadline_s
+            ),
+        ),
+    ];
+    if problem.data_budget.is_finite() {
+        let of = format!(
+            "{:.2} of {:.2} MiB sent and received, {:.1} % left (its cap less the names and shapes of tensors)",
+            best.data / MIB,
+            problem.data_budget / MIB,
+            left(best.data, problem.data_budget)
+        );
+        budgets.push(("data", over(&|choice| choice.data, problem.data_budget), of));
     }
+    let (binding, roomy): (Vec<_>, Vec<_>) = budgets.into_iter().partition(|(_, binds, _)| *binds);
+    let texts = |of: &[(&str, bool, String)]| of.iter().map(|(.., text)| text.as_str()).collect::<Vec<_>>().join("; ");
+    let names: Vec<&str> = binding.iter().map(|(name, ..)| *name).collect();
+    let mut text = match names.as_slice() {
+        [] => return format!("no budget binds, the menu offers nothing larger: {}", texts(&roomy)),
+        [one] => format!("{one} binds: "),
+        several => format!("{} bind: ", several.join(" and ")),
+    };
+    text += &texts(&binding);
+    roomy.iter().for_each(|(name, _, of)| text += &format!("; {name} has room: {of}"));
+    text
 }
 
 /// The choices one step up from `best`: the next rank on one weight of some importance; when all are at the top, the next
@@ -198,9 +242,8 @@ fn next_larger(problem: &SiloProblem<'_>, best: &Choice) -> Vec<Choice> {
     for candidate in &problem.cost.model.candidates {
         let now = best.ranks.get(&candidate.id).copied().unwrap_or(0);
         let next = menu.ranks.iter().find(|&&r| r > now && r <= candidate.inputs.min(candidate.outputs));
-        let Some(&next) = next.filter(|_| problem.importance.get(&candidate.id).is_some_and(|&i| i > 0.0)) else {
-            continue;
-        };
+        let gains = problem.importance.get(&candidate.id).is_some_and(|&importance| importance > 0.0);
+        let Some(&next) = next.filter(|_| gains && !problem.tuning.never.contains(&candidate.id)) else { continue };
         let mut ranks = best.ranks.clone();
         ranks.insert(candidate.id.clone(), next);
         larger.extend(problem.evaluate(best.frame, ranks));

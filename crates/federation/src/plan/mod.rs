@@ -6,13 +6,19 @@ mod coverage;
 mod dual;
 mod exact;
 mod explain;
+mod finish;
+mod knapsack;
 mod table;
+mod tuning;
 
 pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
 pub use cost::{AdapterLoad, CostModel, Frame, compute_time, memory};
 pub use explain::{markdown, optimality};
+pub use finish::Finish;
+pub use tuning::{Tuning, TuningPatterns};
 
 use choose::{Search, best, feasible};
+pub(crate) use cost::beside_values;
 use table::Weights;
 
 use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
@@ -23,6 +29,8 @@ pub const DEADLINE_SHARE: f64 = 0.9;
 
 /// Share of a silo's memory that plans aim at, so that a batch of longer texts than usual still fits.
 pub const MEMORY_SHARE: f64 = 0.95;
+
+const MIB: f64 = 1_048_576.0;
 
 /// Silos up to this number are told what came second; a search for that takes as long as the plan itself.
 const EXPLAINED_SILOS: usize = 64;
@@ -61,8 +69,13 @@ pub struct PlanSettings {
     pub value_bytes: f64,
     /// When a round ends.
     pub deadline: Deadline,
-    /// Least number of silos that should train each of the important weights: those that hold half of all importance.
+    /// When all rounds must have ended, if at all: a limit for the deadline, given or not.
+    pub finish: Option<Finish>,
+    /// Least number of silos that should train each of the important weights: those that hold half of the importance of all
+    /// that may train.
     pub coverage: usize,
+    /// Weights that every silo trains, and such that none does.
+    pub tuning: TuningPatterns,
 }
 
 /// Budgets that cannot be kept, or a menu that offers nothing.
@@ -71,16 +84,53 @@ pub enum PlanError {
     /// A menu that offers nothing, or holds a number that means nothing.
     #[error("the plan has nothing to choose from: {0}")]
     Menu(String),
-    /// Not even a head alone on the smallest batch fits the memory.
+    /// A pattern that matches no weight.
+    #[error("plan.{key}: no weight that may be adapted matches `{pattern}`; {available}")]
+    NoMatch {
+        /// `always_tune` or `never_tune`.
+        key: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// What could be matched.
+        available: String,
+    },
+    /// Weights that have to train and must not.
+    #[error("plan.always_tune `{always}` and plan.never_tune `{never}` both match {weights}; narrow one of them")]
+    Contradiction {
+        /// The pattern of those that have to.
+        always: String,
+        /// The pattern of those that must not.
+        never: String,
+        /// What both match.
+        weights: String,
+    },
+    /// A weight that has to train is smaller than the menu's smallest rank.
     #[error(
-        "silo {silo}: the smallest plan (head only, smallest batch, leanest base format) takes {needs_mib:.1} MiB, \
-         {short_mib:.1} MiB more than plans may take of its {budget_mib} MiB ({:.0} %); raise its memory_mib, allow a smaller batch or a base \
-         format of fewer bits, or shorten max_length",
-        100.0 * MEMORY_SHARE
+        "plan.always_tune `{pattern}`: {weight} takes no rank above {most}, and adapter.ranks are {ranks}; add a rank that it \
+         takes, or name other weights"
+    )]
+    NoRank {
+        /// The pattern.
+        pattern: String,
+        /// What it matches.
+        weight: WeightId,
+        /// The largest rank that the weight takes.
+        most: usize,
+        /// The menu's.
+        ranks: String,
+    },
+    /// Not even the smallest plan fits the memory.
+    #[error(
+        "silo {silo}: the smallest plan ({smallest}, smallest batch, leanest base format) takes {needs_mib:.1} MiB, \
+         {short_mib:.1} MiB more than plans may take of its {budget_mib} MiB ({:.0} %); raise its memory_mib to at least {:.0}, \
+         allow a smaller batch or a base format of fewer bits, or shorten max_length{}",
+        100.0 * MEMORY_SHARE, (needs_mib / MEMORY_SHARE).ceil(), or_fewer(smallest)
     )]
     Memory {
         /// Which silo.
         silo: SiloId,
+        /// What the smallest plan trains.
+        smallest: String,
         /// MiB of the smallest plan.
         needs_mib: f64,
         /// MiB that are missing.
@@ -90,13 +140,16 @@ pub enum PlanError {
     },
     /// Not even the fastest plan meets the given deadline.
     #[error(
-        "silo {silo}: its fastest plan takes {needs_s:.1} s a round, {short_s:.1} s more than the {aim_s:.1} s that plans aim \
-         at under the deadline of {deadline_s:.1} s; raise the deadline or set it to auto, lower local_steps, or leave \
-         the silo out"
+        "silo {silo}: its fastest plan ({smallest}) takes {needs_s:.1} s a round, {short_s:.1} s more than the {aim_s:.1} s that \
+         plans aim at under the deadline of {deadline_s:.1} s; raise the deadline to at least {:.1} s or set it to auto, lower \
+         local_steps, or leave the silo out{}",
+        (10.0 * needs_s / DEADLINE_SHARE).ceil() / 10.0, or_fewer(smallest)
     )]
     Deadline {
         /// Which silo.
         silo: SiloId,
+        /// What the smallest plan trains.
+        smallest: String,
         /// Seconds of the fastest plan.
         needs_s: f64,
         /// Seconds that are missing.
@@ -105,6 +158,42 @@ pub enum PlanError {
         aim_s: f64,
         /// The deadline.
         deadline_s: f64,
+    },
+    /// Not even the fastest plan lets all rounds end in time.
+    #[error(
+        "silo {silo}: its fastest plan ({smallest}) takes {needs_s:.1} s a round, {:.1} s more than the {aim_s:.1} s that plans \
+         aim at: {} rounds within {} h leave each {:.1} s; {enough}, lower local_steps, or leave the silo out{}",
+        needs_s - aim_s, finish.rounds, finish.within_h, finish.round_s(), or_fewer(smallest)
+    )]
+    Finish {
+        /// Which silo: the slowest.
+        silo: SiloId,
+        /// What the smallest plan trains.
+        smallest: String,
+        /// Seconds of the fastest plan.
+        needs_s: f64,
+        /// Seconds that plans aim at.
+        aim_s: f64,
+        /// When the run has to be over.
+        finish: Finish,
+        /// Hours or rounds that would do.
+        enough: String,
+    },
+    /// Not even the smallest plan keeps the cap on data.
+    #[error(
+        "silo {silo}: the smallest plan ({smallest}) moves up to {needs_mib:.2} MiB a round, {:.2} MiB more than its data_cap_mib of \
+         {cap_mib}; raise it to at least {:.2}, lower federation.server_rank, or choose a codec of fewer bytes a value{}",
+        needs_mib - cap_mib, (100.0 * needs_mib).ceil() / 100.0, or_fewer(smallest)
+    )]
+    Data {
+        /// Which silo.
+        silo: SiloId,
+        /// What the smallest plan trains.
+        smallest: String,
+        /// MiB that the smallest plan moves at most.
+        needs_mib: f64,
+        /// MiB that may travel.
+        cap_mib: f64,
     },
     /// A silo measured none of the formats.
     #[error(
@@ -119,6 +208,22 @@ pub enum PlanError {
     /// Nobody to plan for.
     #[error("no silo enrolled; there is nothing to plan")]
     NoSilos,
+}
+
+/// What the smallest plan trains.
+fn smallest_plan(tuning: &Tuning) -> String {
+    match tuning.always.len() {
+        0 => HEAD_ONLY.into(),
+        1 => "head and 1 weight of always_tune at its smallest rank".into(),
+        weights => format!("head and {weights} weights of always_tune at their smallest ranks"),
+    }
+}
+
+const HEAD_ONLY: &str = "head only";
+
+/// A plan can be made smaller still where weights have to train.
+fn or_fewer(smallest: &str) -> &'static str {
+    if smallest == HEAD_ONLY { "" } else { ", or name fewer weights in plan.always_tune" }
 }
 
 /// Plans for every silo in `profiles`.
@@ -139,7 +244,8 @@ pub fn plan(
     if profiles.is_empty() {
         return Err(PlanError::NoSilos);
     }
-    let problem = |profile, time_budget| problem(model, profile, importance, settings, time_budget);
+    let tuning = &Tuning::of(&settings.tuning, &model.candidates, &settings.menu.ranks)?;
+    let problem = |profile, time_budget| problem(model, profile, importance, settings, tuning, time_budget);
     let kept = keeping(&settings.menu);
     let weights = profiles.values().next().map(|profile| Weights::of(&problem(profile, f64::INFINITY)));
     let weights = &weights.ok_or(PlanError::NoSilos)?;
@@ -150,16 +256,21 @@ pub fn plan(
             auto_deadline(weights, profiles, problem)?
         }
     };
+    let lacks = |silo: &SiloId, aim_s| feasible(&problem(profiles.get(silo)?, aim_s)).err();
+    let deadline = match settings.finish {
+        Some(finish) => finish.cut(deadline, profiles.keys(), lacks, &smallest_plan(tuning))?,
+        None => deadline,
+    };
     let problems: Vec<SiloProblem<'_>> =
         profiles.values().map(|profile| problem(profile, deadline.0 * DEADLINE_SHARE)).collect();
     let searches: Vec<Search<'_, '_>> = problems.iter().map(|problem| Search::new(problem, weights)).collect();
     let covered = coverage::solve(weights, &searches, settings.coverage)
-        .map_err(|(silo, shortfall)| refusal(problems[silo].cost.profile, deadline.0, shortfall))?;
+        .map_err(|(silo, shortfall)| refusal(&problems[silo], deadline.0, shortfall))?;
     let with_runners_up = searches.len() <= EXPLAINED_SILOS;
     let mut silos = BTreeMap::new();
     for (search, found) in searches.iter().zip(covered.silos) {
         let reasons = explain::reasons(search, &found, covered.apart, with_runners_up, deadline.0);
-        let Choice { frame, ranks, memory, time, objective } = found.best;
+        let Choice { frame, ranks, memory, time, objective, data: _ } = found.best;
         let Frame { batch_size, base_format, recompute } = frame;
         let silo = search.problem.cost.profile.silo.clone();
         let plan = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
@@ -173,6 +284,7 @@ fn problem<'a>(
     profile: &'a SiloProfile,
     importance: &'a BTreeMap<WeightId, f64>,
     settings: &'a PlanSettings,
+    tuning: &'a Tuning,
     time_budget: f64,
 ) -> SiloProblem<'a> {
     let cost = CostModel {
@@ -182,7 +294,8 @@ fn problem<'a>(
         local_steps: settings.local_steps,
         value_bytes: settings.value_bytes,
     };
-    SiloProblem { cost, importance, menu: &settings.menu, memory_budget: memory_aim(profile), time_budget }
+    let (memory_budget, data_budget) = (memory_aim(profile), profile.data_cap_bytes() - beside_values(model));
+    SiloProblem { cost, importance, menu: &settings.menu, tuning, memory_budget, time_budget, data_budget }
 }
 
 /// The menu with activations kept, unless it says that they must not be.
@@ -199,7 +312,8 @@ fn auto_deadline<'a>(
 ) -> Result<(f64, String), PlanError> {
     let mut times = Vec::new();
     for profile in profiles.values() {
-        let found = best(weights, &problem(profile, f64::INFINITY)).map_err(|s| refusal(profile, f64::INFINITY, s))?;
+        let problem = problem(profile, f64::INFINITY);
+        let found = best(weights, &problem).map_err(|shortfall| refusal(&problem, f64::INFINITY, shortfall))?;
         times.push(found.best.time.total());
     }
     times.sort_by(f64::total_cmp);
@@ -220,17 +334,22 @@ fn auto_deadline<'a>(
     Ok((aim / DEADLINE_SHARE, reason))
 }
 
-fn refusal(profile: &SiloProfile, deadline_s: f64, shortfall: Shortfall) -> PlanError {
+fn refusal(problem: &SiloProblem<'_>, deadline_s: f64, shortfall: Shortfall) -> PlanError {
+    let (profile, smallest) = (problem.cost.profile, smallest_plan(problem.tuning));
     let silo = profile.silo.clone();
     match shortfall {
         Shortfall::Memory { needs } => {
-            let needs_mib = needs / f64::from(1 << 20);
+            let needs_mib = needs / MIB;
             let short_mib = needs_mib - MEMORY_SHARE * profile.memory_mib as f64;
-            PlanError::Memory { silo, needs_mib, short_mib, budget_mib: profile.memory_mib }
+            PlanError::Memory { silo, smallest, needs_mib, short_mib, budget_mib: profile.memory_mib }
         }
         Shortfall::Time { needs: needs_s } => {
             let aim_s = deadline_s * DEADLINE_SHARE;
-            PlanError::Deadline { silo, needs_s, short_s: needs_s - aim_s, aim_s, deadline_s }
+            PlanError::Deadline { silo, smallest, needs_s, short_s: needs_s - aim_s, aim_s, deadline_s }
+        }
+        Shortfall::Data { needs } => {
+            let needs_mib = (needs + beside_values(problem.cost.model)) / MIB;
+            PlanError::Data { silo, smallest, needs_mib, cap_mib: profile.data_cap_bytes() / MIB }
         }
         Shortfall::Unmeasured => {
             let measured: Vec<&str> = profile.device.time.keys().map(|format| format.name()).collect();
@@ -257,11 +376,15 @@ fn check(settings: &PlanSettings) -> Result<(), PlanError> {
         "local_steps is 0"
     } else if matches!(settings.deadline, Deadline::Seconds(seconds) if !seconds.is_finite() || seconds <= 0.0) {
         "the deadline must be a positive number of seconds"
+    } else if settings.finish.is_some_and(|finish| !finish.round_s().is_finite() || finish.round_s() <= 0.0) {
+        "finish_within_h must be a positive number of hours"
     } else {
         return Ok(());
     };
     Err(PlanError::Menu(fault.into()))
 }
 
+#[cfg(test)]
+mod numbers;
 #[cfg(test)]
 mod tests;
