@@ -14,7 +14,7 @@ use fedpipe_model::io::{ModelSource, resolve};
 use fedpipe_model::ops::IGNORED;
 use fedpipe_model::{
     BaseModel, CacheSettings, HeapMeter, ProfileSettings, ProfiledTargets, SiloSettings, SiloTrainer,
-    adapter::fresh_head,
+    adapter::fresh_head, limit_threads,
 };
 use fedpipe_transport::LocalTransport;
 use regex::Regex;
@@ -46,8 +46,11 @@ impl Setup {
     /// cache folder.
     ///
     /// # Errors
-    /// When the model or a file cannot be used, or the texts cannot be split as asked.
+    /// When the model or a file cannot be used, the texts cannot be split as asked, `plan.always_tune` or `never_tune` matches
+    /// nothing, or this process computes with other than `training.threads` already.
     pub fn load(config: &Config, loading: &Loading) -> Result<Self, AppError> {
+        // Opening a model computes already.
+        config.training.threads.map_or(Ok(()), limit_threads)?;
         let base = Arc::new(open_model(&config.model)?);
         check_length(&base, config.training.max_length)?;
         let columns = columns(config);

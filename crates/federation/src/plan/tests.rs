@@ -5,6 +5,7 @@ use fedpipe_testkit::{toy_model, toy_profile};
 use rand::RngExt;
 
 mod budgets;
+mod federations;
 
 fn settings(deadline: Deadline) -> PlanSettings {
     let menu = Menu {
