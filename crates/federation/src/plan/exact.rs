@@ -5,6 +5,7 @@ use good_lp::{
     Expression, ProblemVariables, Solution, SolutionStatus, SolverModel, Variable, WithTimeLimit, constraint, microlp,
     variable,
 };
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Seconds after which the solver is given up; what usually goes to it takes milliseconds.
@@ -117,9 +118,8 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
     }
     let model = variables.maximise(&objective).using(microlp);
     let model = constraints.into_iter().fold(model, |model, constraint| model.with(constraint));
-    // A plan that is good enough is there already; a solver that asserts what it should not is no reason to lose it.
     let model = model.with_time_limit(SECONDS);
-    let solution = catch_unwind(AssertUnwindSafe(|| model.solve())).ok()?.ok()?;
+    let solution = guarded(|| model.solve())?.ok()?;
     if !matches!(solution.status(), SolutionStatus::Optimal) {
         return None;
     }
@@ -133,6 +133,24 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
         Some(Chosen { variant, places: places.collect() })
     });
     chosen.collect()
+}
+
+thread_local! {
+    static IN_SOLVER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in the solver, whose panics are caught: what a process says of panics need not mention them.
+pub fn in_solver() -> bool {
+    IN_SOLVER.get()
+}
+
+/// What the solver comes to; none where it panics. A plan that is good enough is there already, and a solver that asserts what
+/// it should not is no reason to lose it.
+fn guarded<R>(solve: impl FnOnce() -> R) -> Option<R> {
+    IN_SOLVER.set(true);
+    let solved = catch_unwind(AssertUnwindSafe(solve)).ok();
+    IN_SOLVER.set(false);
+    solved
 }
 
 #[cfg(test)]
@@ -215,6 +233,13 @@ mod tests {
         }
         let missing = |&(row, price): &(usize, f64)| price * cover.least.saturating_sub(trained[row]) as f64;
         objective - cover.rows.iter().map(missing).sum::<f64>()
+    }
+
+    #[test]
+    fn a_solver_that_panics_is_caught_and_known_to_the_hook() {
+        assert_eq!(guarded(in_solver), Some(true));
+        assert_eq!(guarded(|| std::panic::resume_unwind(Box::new(()))), None::<()>);
+        assert!(!in_solver());
     }
 
     /// 200 random instances of up to three silos with the optimum that HiGHS found, if there is one.

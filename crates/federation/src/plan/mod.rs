@@ -13,6 +13,7 @@ mod tuning;
 
 pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
 pub use cost::{AdapterLoad, CostModel, Frame, compute_time, memory};
+pub use exact::in_solver;
 pub use explain::{markdown, optimality};
 pub use finish::Finish;
 pub use tuning::{Tuning, TuningPatterns};
@@ -48,7 +49,7 @@ pub(crate) fn spare_bytes(profile: &SiloProfile, plan: &SiloPlan) -> u64 {
 /// When a round ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Deadline {
-    /// The median over the silos of the time that each one's best plan takes when memory is all that limits it, with
+    /// The median over the silos of the time that each one's best plan takes when no deadline limits it, with
     /// the margin of [`DEADLINE_SHARE`]; more when a silo needs more for its smallest plan. Activations count as kept if
     /// the menu has the choice: computing them again is for the time that is there, not to make every round longer.
     Auto,
@@ -320,7 +321,7 @@ fn auto_deadline<'a>(
     let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
     let mut aim = median;
     let mut reason = format!(
-        "automatic: the median over {} silos of the time that each one's best plan under memory alone takes is {median:.1} s; \
+        "automatic: the median over {} silos of the time that each one's best plan without a deadline takes is {median:.1} s; \
          plans aim at it and {:.0} % is left as a margin",
         profiles.len(),
         100.0 * (1.0 - DEADLINE_SHARE)
