@@ -11,6 +11,7 @@ mod matrix;
 mod model;
 mod plan;
 mod profile;
+mod rate;
 mod seed;
 mod state;
 mod task;
@@ -23,8 +24,11 @@ pub use event::{EVENT_VERSION, Event};
 pub use id::{SiloId, WeightId};
 pub use matrix::{Matrix, MatrixError};
 pub use model::{CandidateWeight, ModelSpec};
-pub use plan::{ActivationFormat, BaseFormat, MemoryTerms, Optimality, Plan, SiloPlan, TimeTerms};
+pub use plan::{ActivationFormat, BaseFormat, Chosen, MemoryTerms, Optimality, Plan, SiloPlan, TimeTerms};
 pub use profile::{DeviceProfile, LengthStats, MemoryCoefficients, SiloProfile, TimeCoefficients};
+pub use rate::{LearningRate, Schedule};
 pub use seed::{Purpose, Seed, SeedStream};
 pub use state::{Metrics, RUN_STATE_VERSION, RoundRecord, RunState, SiloRound};
-pub use task::{CacheUse, Failure, FailureKind, Measured, Outcome, ProbeWork, Task, TrainWork, Update, Work};
+pub use task::{
+    CacheUse, Failure, FailureKind, Measured, Outcome, ProbeScore, ProbeWork, Task, TrainWork, Update, Work,
+};

@@ -197,9 +197,31 @@ impl Optimality {
     }
 }
 
+/// A setting that nobody gave, with what it was set to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// Its key in the configuration.
+    pub key: String,
+    /// What it was set to, as it would be written there.
+    pub value: String,
+    /// Why, in a sentence.
+    pub reason: String,
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}: {}", self.key, self.value, self.reason)
+    }
+}
+
 /// The plan of a federation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
+    /// Optimizer steps of a silo in a round.
+    pub local_steps: usize,
+    /// Settings that were left to FedPipe.
+    #[serde(default)]
+    pub chosen: Vec<Chosen>,
     /// Seconds within which every silo should finish a round.
     pub deadline_s: f64,
     /// Whether the planner chose the deadline, and how.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Version of [`RunState`] in checkpoints.
-pub const RUN_STATE_VERSION: u32 = 2;
+pub const RUN_STATE_VERSION: u32 = 3;
 
 /// Quality of the federation's model on held-out examples.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -98,6 +98,8 @@ pub struct RunState {
     pub importance: BTreeMap<WeightId, f64>,
     /// The plan in force.
     pub plan: Plan,
+    /// AdamW's highest learning rate.
+    pub learning_rate: f64,
     /// The federation's adapter.
     #[serde(skip, default = "empty_adapter")]
     pub adapter: Adapter,

@@ -1,6 +1,6 @@
 //! What the server asks of a silo, and what comes back.
 
-use crate::{Adapter, BaseFormat, LowRank, Seed, SiloId, WeightId};
+use crate::{Adapter, BaseFormat, LearningRate, LowRank, Seed, SiloId, WeightId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -44,25 +44,39 @@ impl Work {
     }
 }
 
-/// Importance by sensitivity over adapters in singular-value form ΔW = P·diag(λ)·Q (AdaLoRA, arXiv 2303.10512).
+/// Importance of the candidate weights to a silo's own texts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProbeWork {
-    /// Triplets on every candidate weight.
+    /// What is looked at.
+    pub score: ProbeScore,
+    /// Rank of what is attached to every candidate weight.
     pub rank: usize,
-    /// Training steps.
+    /// Batches that are looked at.
     pub steps: usize,
     /// Texts in a batch.
     pub batch_size: usize,
-    /// Constant learning rate of AdamW.
-    pub learning_rate: f64,
     /// Format of the frozen weights.
     pub base_format: BaseFormat,
-    /// Smoothing of the sensitivity (β1) and of its uncertainty (β2).
-    pub betas: (f64, f64),
-    /// γ of the regulariser γ·(‖PᵀP − I‖² + ‖QQᵀ − I‖²).
-    pub orthogonality: f64,
-    /// The head to start from; it trains along.
+    /// The head to start from.
     pub head: crate::Head,
+}
+
+/// What a probe takes for importance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ProbeScore {
+    /// The sensitivity of adapters in singular-value form ΔW = P·diag(λ)·Q (AdaLoRA, arXiv 2303.10512) that train for the
+    /// steps of the probe, and the head with them.
+    Sensitivity {
+        /// Constant learning rate of AdamW.
+        learning_rate: f64,
+        /// Smoothing of the sensitivity (β1) and of its uncertainty (β2).
+        betas: (f64, f64),
+        /// γ of the regulariser γ·(‖PᵀP − I‖² + ‖QQᵀ − I‖²).
+        orthogonality: f64,
+    },
+    /// The Frobenius norm of the loss's gradient by the weight, the mean over all batches; nothing trains. Estimated from
+    /// random projections onto `rank` directions, so that no gradient of the weight's own size is ever held.
+    GradientNorm,
 }
 
 /// Local training of one round.
@@ -81,8 +95,8 @@ pub struct TrainWork {
     pub batch_size: usize,
     /// Optimizer steps.
     pub steps: usize,
-    /// AdamW's learning rate at the first and after the last step of this round; linear in between.
-    pub learning_rate: (f64, f64),
+    /// AdamW's learning rate.
+    pub learning_rate: LearningRate,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm.

@@ -12,6 +12,7 @@ pub mod partition;
 pub mod plan;
 pub mod round;
 pub mod simulate;
+pub mod tune;
 
 /// A name that stands in no row of a table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

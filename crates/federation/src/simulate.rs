@@ -54,7 +54,7 @@ impl Clock for VirtualClock {
 mod tests {
     use super::*;
     use crate::plan::{CostModel, Frame};
-    use fedpipe_core::{Adapter, Measured, Outcome, Seed, TrainWork};
+    use fedpipe_core::{Adapter, LearningRate, Measured, Outcome, Seed, TrainWork};
     use fedpipe_testkit::{toy_model, toy_profile};
 
     fn train(rank: usize, fixed: [usize; 2], base_format: BaseFormat, recompute: bool) -> (Task, Update) {
@@ -71,7 +71,7 @@ mod tests {
             recompute,
             batch_size: 2,
             steps: 5,
-            learning_rate: (1e-3, 0.0),
+            learning_rate: LearningRate::constant(1e-3),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             dropout: 0.0,

@@ -77,7 +77,8 @@ pub struct RunArgs {
 Examples:
   fedpipe plan examples/r8.toml
   fedpipe plan examples/r8.toml --set silos.edge.memory_mib=300 --json
-  fedpipe plan examples/r8.toml --what-if silos.edge.memory_mib=128 --what-if silos.edge.speed=0.5")]
+  fedpipe plan examples/r8.toml --what-if silos.edge.memory_mib=128 --what-if silos.edge.speed=0.5
+  fedpipe plan examples/r8.toml --svg plan.svg")]
 pub struct PlanArgs {
     /// The run's configuration, a TOML file
     pub config: PathBuf,
@@ -90,6 +91,9 @@ pub struct PlanArgs {
     /// Print the plan as JSON
     #[arg(long)]
     pub json: bool,
+    /// Draw importance and ranks as heat maps to this file, too; with --what-if the ranks that it would give
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// `fedpipe profile`

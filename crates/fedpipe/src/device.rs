@@ -9,9 +9,10 @@ use fedpipe_model::{ProfileSettings, measure_device};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Raised when the cost model or the kernels change, so that old profiles are measured anew.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// Bytes of the largest profile that is read.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -21,7 +22,8 @@ struct Kept {
     profile: DeviceProfile,
 }
 
-/// The kept profile of this machine with this model, or a new one and the seconds that it took.
+/// The kept profile of this machine with this model, completed by the formats that it lacks, and the seconds that these
+/// took. What is kept is never measured again: plans with other formats stay comparable.
 ///
 /// # Errors
 /// When a measured step fails or a stop is requested. A profile that cannot be read is measured again.
@@ -30,10 +32,22 @@ pub fn profile(
     settings: &ProfileSettings,
     around: &Surroundings<'_>,
 ) -> Result<(DeviceProfile, Option<f64>), AppError> {
-    match cache_dir().and_then(|dir| read(&file(&dir, setup, settings))) {
-        Some(profile) => Ok((profile, None)),
-        None => measure(setup, settings, around),
+    let Some(mut kept) = cache_dir().and_then(|dir| read(&file(&dir, setup, settings))) else {
+        return measure(setup, settings, around);
+    };
+    let formats = settings.formats.iter().copied().filter(|format| !kept.time.contains_key(format)).collect();
+    let missing = ProfileSettings { formats, ..settings.clone() };
+    if missing.formats.is_empty() {
+        return Ok((kept, None));
     }
+    let start = Instant::now();
+    let measured = measure_device(&setup.base, &setup.spec, &missing, &**around.meter, around.stop)?;
+    for (format, memory) in measured.memory {
+        kept.memory.entry(format).or_insert(memory);
+    }
+    kept.time.extend(measured.time);
+    save(setup, settings, &kept, around);
+    Ok((kept, Some(start.elapsed().as_secs_f64())))
 }
 
 /// A new profile of this machine with this model, which is kept, and the seconds that it took.
@@ -45,11 +59,16 @@ pub fn measure(
     settings: &ProfileSettings,
     around: &Surroundings<'_>,
 ) -> Result<(DeviceProfile, Option<f64>), AppError> {
-    let path = cache_dir().map(|dir| file(&dir, setup, settings));
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let profile = measure_device(&setup.base, &setup.spec, settings, &**around.meter, around.stop)?;
-    let kept = match path {
-        Some(path) => keep(&path, &profile).map_err(|error| format!("{}: {error}", path.display())),
+    save(setup, settings, &profile, around);
+    Ok((profile, Some(start.elapsed().as_secs_f64())))
+}
+
+/// Keeps a profile; that it cannot be kept is a warning.
+fn save(setup: &Setup, settings: &ProfileSettings, profile: &DeviceProfile, around: &Surroundings<'_>) {
+    let kept = match cache_dir().map(|dir| file(&dir, setup, settings)) {
+        Some(path) => keep(&path, profile).map_err(|error| format!("{}: {error}", path.display())),
         None => Err("this user has no cache folder; name one with FEDPIPE_CACHE_DIR".into()),
     };
     if let Err(reason) = kept {
@@ -58,12 +77,13 @@ pub fn measure(
         );
         around.observer.observe(&Event::Warning { message });
     }
-    Ok((profile, Some(start.elapsed().as_secs_f64())))
 }
 
-/// One file for every machine, model and setting; the release is part of the name because kernels change with it.
+/// One file for every machine, model and setting but the formats; the release is part of the name because kernels change
+/// with it.
 fn file(dir: &Path, setup: &Setup, settings: &ProfileSettings) -> PathBuf {
     let kinds: Vec<&str> = setup.spec.candidates.iter().map(|c| c.id.as_str()).collect();
+    let settings = ProfileSettings { formats: Vec::new(), ..settings.clone() };
     let key = format!(
         "{VERSION} {} {} {settings:?} {kinds:?} {:?} {} {}",
         env!("CARGO_PKG_VERSION"),

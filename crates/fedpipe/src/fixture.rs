@@ -1,9 +1,9 @@
 //! A finished run of four silos, made up, for the tests of what a run leaves behind.
 
 use fedpipe_core::{
-    ActivationFormat, Adapter, BaseFormat, CacheUse, DeviceProfile, Event, Failure, FailureKind, LengthStats, LowRank,
-    Matrix, Measured, MemoryCoefficients, MemoryTerms, Metrics, Optimality, Plan, RUN_STATE_VERSION, RoundRecord,
-    RunState, Seed, SiloId, SiloPlan, SiloProfile, SiloRound, TimeTerms, WeightId,
+    ActivationFormat, Adapter, BaseFormat, CacheUse, CandidateWeight, DeviceProfile, Event, Failure, FailureKind,
+    LengthStats, LowRank, Matrix, Measured, MemoryCoefficients, MemoryTerms, Metrics, ModelSpec, Optimality, Plan,
+    RUN_STATE_VERSION, RoundRecord, RunState, Seed, SiloId, SiloPlan, SiloProfile, SiloRound, TimeTerms, WeightId,
 };
 use std::collections::BTreeMap;
 
@@ -47,6 +47,7 @@ pub fn state() -> RunState {
         profiles: SILOS.iter().map(|silo| (silo.0.into(), profile(silo))).collect(),
         importance: importance(),
         plan: plan(),
+        learning_rate: 3e-3,
         adapter: adapter(),
         bytes_up: sum(|silo| silo.bytes_up),
         bytes_down: sum(|silo| silo.bytes_down),
@@ -63,6 +64,28 @@ pub fn adapter() -> Adapter {
         scaling: 0.1 + 0.2,
         factors: [(weight(0, 0), factors(1)), (weight(5, 2), factors(2))].into(),
         head: [("classifier.bias".to_string(), Matrix::from_fn(1, 3, |_, j| 1.0 / (j as f32 + 3.0)))].into(),
+    }
+}
+
+/// The base model.
+pub fn model() -> ModelSpec {
+    let cells = (0..LAYERS).flat_map(|layer| (0..KINDS.len()).map(move |kind| (layer, kind)));
+    let candidate = |(layer, kind): (usize, usize)| CandidateWeight {
+        id: weight(layer, kind),
+        layer,
+        kind: KINDS[kind].trim_start_matches("attention.self.").into(),
+        inputs: 32,
+        outputs: 32,
+    };
+    ModelSpec {
+        architecture: "bert".into(),
+        fingerprint: "0".into(),
+        parameters: 1_000_000,
+        layers: LAYERS,
+        hidden: 32,
+        candidates: cells.map(candidate).collect(),
+        head: BTreeMap::new(),
+        base_bytes: BTreeMap::new(),
     }
 }
 
@@ -139,6 +162,8 @@ fn plan() -> Plan {
         (SiloId::from(name), plan)
     };
     Plan {
+        local_steps: 20,
+        chosen: vec![],
         deadline_s: 18.0,
         deadline_reason: "1.1 times the slowest silo".into(),
         optimality: Optimality { objective: 1.1, bound: 1.11, uncovered: vec![] },

@@ -13,6 +13,7 @@ pub mod error;
 #[cfg(test)]
 mod fixture;
 pub mod interrupt;
+mod length;
 pub mod memory;
 pub mod report;
 pub mod run;

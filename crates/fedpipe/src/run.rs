@@ -1,21 +1,22 @@
 //! The main job: enrol, identify, plan, train round by round, export. Reads from top to bottom.
 
 use crate::checkpoint::Restored;
-use crate::config::{self, Config};
+use crate::config::{Auto, Config};
 use crate::device;
 use crate::error::AppError;
-use crate::report::{html, plan as plan_report};
+use crate::report::{heat, html, plan as plan_report};
 use crate::run_dir::{RunDir, file};
 use crate::setup::{Setup, model_name, tuning_patterns};
 use crate::summary::Summary;
 use fedpipe_core::{
-    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, RunState, Seed, SiloId, Stop,
+    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, RunState, Schedule, Seed,
+    SiloId, Stop,
 };
-use fedpipe_federation::method::{LocalTraining, MethodSettings, Schedule};
+use fedpipe_federation::method::{LocalTraining, MethodSettings};
 use fedpipe_federation::plan::{Deadline, Finish, Menu, PlanSettings};
 use fedpipe_federation::round::{Engine, Progress, RoundSettings, start};
 use fedpipe_federation::simulate::VirtualClock;
-use fedpipe_federation::{aggregate, codec, importance, method, plan};
+use fedpipe_federation::{aggregate, codec, importance, method, plan, tune};
 use fedpipe_model::data::Dataset;
 use fedpipe_model::io::{AdapterInfo, AdapterTask, serving_rank, write_adapter, write_serving};
 use fedpipe_model::{HeapMeter, evaluate};
@@ -137,13 +138,13 @@ impl Parts {
     fn new(config: &Config, spec: &ModelSpec) -> Result<Self, AppError> {
         let federation = &config.federation;
         let training = &config.training;
+        let schedule = schedule(&training.lr_scheduler_type);
         let settings = MethodSettings {
             model: spec.clone(),
             training: LocalTraining {
                 rounds: federation.rounds,
-                local_steps: training.local_steps,
-                learning_rate: training.learning_rate,
-                schedule: schedule(&training.lr_scheduler_type),
+                schedule,
+                warmup_ratio: training.warmup_ratio.given().unwrap_or(tune::warmup_ratio(schedule).0),
                 weight_decay: training.weight_decay,
                 max_grad_norm: training.max_grad_norm,
                 dropout: config.adapter.dropout,
@@ -225,33 +226,53 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let measure = importance::by_name(&config.federation.importance)?;
     let identified = engine.identify(measure, &setup.spec, &profiles, &head, seed, &probe)?;
     let Progress::Done(identified) = identified else { return Ok(None) };
-    let settings = plan_settings(config, parts.value_bytes);
-    let plan: Plan = plan::plan(&setup.spec, &profiles, &identified.importance, &settings)?;
-    let scaling = config.adapter.scaling as f32;
-    Ok(Some(start(&*parts.method, (seed, setup.inputs()), profiles, identified, plan, (scaling, head))))
+    let training = &config.training;
+    let given = training.local_steps.given();
+    let settings = plan_settings(config, parts.value_bytes, given.unwrap_or_default());
+    let make = if given.is_some() { plan::plan } else { tune::plan_with_steps };
+    let mut plan = make(&setup.spec, &profiles, &identified.importance, &settings)?;
+    plan.chosen.splice(0..0, setup.chosen.iter().cloned());
+    if training.warmup_ratio == Auto::Auto {
+        plan.chosen.push(tune::warmup_ratio(schedule(&training.lr_scheduler_type)).1);
+    }
+    if config.adapter.scaling == Auto::Auto {
+        plan.chosen.push(tune::scaling().1);
+    }
+    let scaling = config.adapter.scaling.given().unwrap_or(tune::SCALING) as f32;
+    let rate = training.learning_rate.given();
+    let run = (seed, setup.inputs());
+    let first = rate.unwrap_or(FIRST_RATE);
+    let state = start(&*parts.method, run, profiles, identified, plan, first, (scaling, head));
+    if rate.is_some() {
+        return Ok(Some(state));
+    }
+    match engine.learning_rate(state, config.federation.rounds)? {
+        Progress::Done(state) => Ok(Some(state)),
+        Progress::Stopped => Ok(None),
+    }
 }
+
+/// The learning rate where one is to be found out and no silo trains at any.
+const FIRST_RATE: f64 = 1e-3;
 
 fn menu(config: &Config) -> Menu {
     Menu {
         batch_sizes: config.plan.batch_sizes.clone(),
         formats: config.plan.base_formats.clone(),
-        recompute: config.training.recompute.choices(),
+        recompute: config.training.recompute.given().map_or(vec![false, true], |recompute| vec![recompute]),
         ranks: config.adapter.ranks.clone(),
         batch_value: plan::BATCH_VALUE,
     }
 }
 
-fn plan_settings(config: &Config, value_bytes: f64) -> PlanSettings {
+fn plan_settings(config: &Config, value_bytes: f64, local_steps: usize) -> PlanSettings {
     let federation = &config.federation;
     PlanSettings {
         menu: menu(config),
         server_rank: federation.server_rank,
-        local_steps: config.training.local_steps,
+        local_steps,
         value_bytes,
-        deadline: match federation.deadline_s {
-            config::Deadline::Auto => Deadline::Auto,
-            config::Deadline::Seconds(seconds) => Deadline::Seconds(seconds),
-        },
+        deadline: federation.deadline_s.given().map_or(Deadline::Auto, Deadline::Seconds),
         finish: federation.finish_within_h.map(|within_h| Finish { within_h, rounds: federation.rounds }),
         coverage: config.plan.coverage,
         tuning: tuning_patterns(config),
@@ -303,7 +324,10 @@ pub fn what_if(other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, 
             .hint("name it in plan.base_formats with --set"));
     }
     let value_bytes = codec::by_name(&other.federation.codec)?.1;
-    Ok(plan::plan(&setup.spec, &profiles, &state.importance, &plan_settings(other, value_bytes))?)
+    let local_steps = other.training.local_steps.given().unwrap_or(state.plan.local_steps);
+    let settings = plan_settings(other, value_bytes, local_steps);
+    let chosen = state.plan.chosen.clone();
+    Ok(Plan { chosen, ..plan::plan(&setup.spec, &profiles, &state.importance, &settings)? })
 }
 
 /// 1, … , n/4, n/2, n: a silo that cannot hold the probe's batch takes a smaller one.
@@ -350,6 +374,7 @@ fn measure(setup: &Setup, format: BaseFormat, adapter: &Adapter, data: &Dataset)
 fn write_plan(run_dir: &RunDir, setup: &Setup, state: &RunState) -> Result<(), AppError> {
     run_dir.write(file::PLAN_JSON, &serde_json::to_vec_pretty(&state.plan).map_err(AppError::other)?)?;
     run_dir.write(file::PLAN_MD, plan::markdown(&state.plan, &setup.spec, &state.profiles).as_bytes())?;
+    run_dir.write(file::PLAN_SVG, plan_svg(setup, state, &state.plan).as_bytes())?;
     Ok(())
 }
 
@@ -368,7 +393,7 @@ fn finish(
     export(config, setup, run_dir, &state.adapter, around)?;
     let title = run_dir.path().file_name().map_or("run".into(), |name| name.to_string_lossy());
     let config = &config.to_toml().map_err(AppError::other)?;
-    let page = html::page(&html::Report { title: &title, state, summary: &summary, config });
+    let page = html::page(&html::Report { title: &title, state, model: &setup.spec, summary: &summary, config });
     if let Err(error) = run_dir.write(file::REPORT, page.as_bytes()) {
         around.observer.observe(&Event::Warning { message: format!("the report is not written: {error}") });
     }
@@ -387,7 +412,7 @@ fn export(
         base_model: model_name(&config.model),
         base_fingerprint: setup.spec.fingerprint.clone(),
         labels: setup.task.labels().to_vec(),
-        max_length: config.training.max_length,
+        max_length: setup.max_length,
         task: setup.task.of_adapter(),
         chat: setup.task.chat(),
         reading: setup.task.reading(),
@@ -414,6 +439,11 @@ fn write_anew(path: PathBuf, write: impl FnOnce(&std::path::Path) -> Result<(), 
 }
 
 /// The plan as `fedpipe plan` prints it.
-pub fn plan_text(state: &RunState) -> String {
-    plan_report::text(&state.plan, &state.profiles)
+pub fn plan_text(setup: &Setup, state: &RunState) -> String {
+    plan_report::text(state, &setup.spec, heat::Look::of_stdout())
+}
+
+/// The plan as a drawing: an SVG file.
+pub fn plan_svg(setup: &Setup, state: &RunState, plan: &Plan) -> String {
+    heat::stand_alone(&[heat::importance(&setup.spec, &state.importance), heat::ranks(&setup.spec, plan)])
 }

@@ -182,6 +182,8 @@ pub mod file {
     pub const PLAN_JSON: &str = "plan.json";
     /// The plan, for people.
     pub const PLAN_MD: &str = "plan.md";
+    /// Importance and ranks as heat maps.
+    pub const PLAN_SVG: &str = "plan.svg";
     /// [`crate::summary::Summary`].
     pub const SUMMARY: &str = "summary.json";
     /// [`crate::report::html`].

@@ -1,11 +1,12 @@
 //! From a configuration to a federation of this process: model, texts, silos.
 
-use crate::config::{self, Config};
+use crate::config::{self, Auto, Config};
 use crate::error::AppError;
+use crate::length;
 use crate::report::Loading;
 use crate::task::Task;
 use crate::texts::Loader;
-use fedpipe_core::{DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, SiloId, Trainer};
+use fedpipe_core::{Chosen, DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, SiloId, Trainer};
 use fedpipe_federation::partition::{Examples, Partition};
 use fedpipe_federation::plan::{Tuning, TuningPatterns};
 use fedpipe_model::data::{Columns, DataError, Dataset, Example, Targets};
@@ -38,6 +39,10 @@ pub struct Setup {
     pub test: Dataset,
     /// What a person should know of the files: what was left out of them.
     pub notices: Vec<String>,
+    /// Tokens that texts are cut to.
+    pub max_length: usize,
+    /// Settings that were left to FedPipe and that the texts decide.
+    pub chosen: Vec<Chosen>,
     silos: Vec<SiloSettings>,
 }
 
@@ -52,7 +57,7 @@ impl Setup {
         // Opening a model computes already.
         config.training.threads.map_or(Ok(()), limit_threads)?;
         let base = Arc::new(open_model(&config.model)?);
-        check_length(&base, config.training.max_length)?;
+        config.training.max_length.given().map_or(Ok(()), |length| check_length(&base, length))?;
         let columns = columns(config);
         let mut loader = Loader::new(config, loading);
         let mut shared = loader.read(&config.data.train, &columns)?;
@@ -64,8 +69,17 @@ impl Setup {
         let mut test = loader.read(&config.data.test, &Columns { site: None, ..columns })?;
 
         let task = Task::of(&config.task, &base, shared.iter().chain(own.values().flatten()))?;
+        let mut chosen = Vec::new();
+        let max_length = match config.training.max_length {
+            Auto::Given(length) => length,
+            Auto::Auto => {
+                let (length, why) = length::of(&base, &task, &mut loader, &shared, &own)?;
+                chosen.push(why);
+                length
+            }
+        };
         let counted = loading.clone();
-        let encoder = base.text_encoder(config.training.max_length)?.watched(move || counted.count());
+        let encoder = base.text_encoder(max_length)?.watched(move || counted.count());
         let data = loader.encode(&task, &encoder, &mut shared)?;
         let mut train = split(config, &shared, &data)?;
         for (silo, mut examples) in own {
@@ -86,7 +100,8 @@ impl Setup {
         });
         let test = task.packed(loader.encode(&task, &encoder, &mut test)?, &encoder);
         loading.end();
-        Ok(Self { test, silos: silos.collect(), base, spec, task, train, notices: loader.notices })
+        let (notices, silos) = (loader.notices, silos.collect());
+        Ok(Self { base, spec, task, train, test, notices, max_length, chosen, silos })
     }
 
     /// The silos of this process behind a transport.
@@ -207,8 +222,8 @@ pub(crate) fn tuning_patterns(config: &Config) -> TuningPatterns {
 
 fn target_modules(config: &Config) -> &[String] {
     match &config.adapter.target_modules {
-        config::TargetModules::Auto => &[],
-        config::TargetModules::Kinds(kinds) => kinds,
+        Auto::Auto => &[],
+        Auto::Given(kinds) => kinds,
     }
 }
 

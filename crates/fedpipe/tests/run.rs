@@ -26,6 +26,55 @@ fn one_seed_gives_the_same_bits_and_another_does_not() {
     assert!(a[0] != c[0], "two seeds gave one result");
 }
 
+#[test]
+fn a_profile_is_completed_by_the_formats_that_it_lacks_and_else_stays() {
+    let world = World::new();
+    let times = |format: &str| -> Value {
+        let formats = format!("plan.base_formats=[\"{format}\"]");
+        world.succeed(&["profile", "run.toml", "--set", &formats]);
+        let mut files = fs::read_dir(world.path("cache/profiles")).unwrap();
+        let file = files.next().unwrap().unwrap().path();
+        assert!(files.next().is_none(), "one machine and one model have one profile");
+        serde_json::from_slice::<Value>(&fs::read(file).unwrap()).unwrap()["profile"]["time"].clone()
+    };
+    let first = times("f32");
+    let both = times("nf4");
+    assert_eq!(both["f32"], first["f32"]);
+    assert!(first.get("nf4").is_none() && both.get("nf4").is_some());
+    assert_eq!(times("f32"), both);
+}
+
+#[test]
+fn settings_that_are_left_to_fedpipe_are_found_out_with_reasons() {
+    let world = World::new();
+    let keys = [
+        "training.max_length",
+        "training.local_steps",
+        "training.warmup_ratio",
+        "adapter.scaling",
+        "training.learning_rate",
+    ];
+    let auto: Vec<String> = keys.iter().flat_map(|key| ["--set".into(), format!("{key}=auto")]).collect();
+    let run = |output: &'static str| {
+        let auto = auto.iter().map(String::as_str);
+        world.succeed(&["run", "run.toml", "--quiet", "--output", output].into_iter().chain(auto).collect::<Vec<_>>());
+    };
+    run("runs/a");
+    let plan = world.json("runs/a/plan.json");
+    let chosen = plan["chosen"].as_array().unwrap();
+    assert_eq!(chosen.iter().map(|c| c["key"].as_str().unwrap()).collect::<Vec<_>>(), keys);
+    assert!(
+        chosen.iter().all(|c| !c["value"].as_str().unwrap().is_empty() && c["reason"].as_str().unwrap().len() > 20)
+    );
+    let state = world.json("runs/a/checkpoints/round-004/state.json");
+    assert_eq!(chosen[1]["value"].as_str().unwrap(), plan["local_steps"].to_string());
+    assert_eq!(chosen[4]["value"].as_str().unwrap().parse::<f64>().unwrap(), state["learning_rate"].as_f64().unwrap());
+    let page = fs::read_to_string(world.path("runs/a/report.html")).unwrap();
+    assert!(keys.iter().all(|key| page.contains(key)) && page.contains("Settings left to FedPipe"));
+    run("runs/b");
+    assert!(results(&world.path("runs/a")) == results(&world.path("runs/b")));
+}
+
 /// Waits for a file that a running process writes.
 fn wait_for(path: &Path) {
     let start = Instant::now();
@@ -103,6 +152,7 @@ fn a_finished_run_leaves_everything_that_it_promises_and_learns() {
         "config.toml",
         "plan.json",
         "plan.md",
+        "plan.svg",
         "events.jsonl",
         "summary.json",
         "report.html",
@@ -232,6 +282,12 @@ fn planning_writes_nothing() {
     let refused = world.refuse(&["plan", "run.toml", "--what-if", "training.max_length=8"]);
     assert!(refused.contains("--what-if changes something that is measured or learnt anew"), "{refused}");
     assert!(!world.path("runs").exists());
+    let text = world.succeed(&["plan", "run.toml", "--svg", "plan.svg"]);
+    assert!(text.contains("Ranks by silo, layer and kind of weight") && !text.contains('\u{1b}'), "{text}");
+    let drawing = fs::read_to_string(world.path("plan.svg")).unwrap();
+    assert!(drawing.starts_with("<svg xmlns=") && drawing.contains("north"), "{drawing}");
+    let refused = world.refuse(&["plan", "run.toml", "--svg", "nowhere/plan.svg"]);
+    assert!(refused.contains("nowhere/plan.svg: "), "{refused}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use fedpipe_core::{Adapter, BaseFormat, LowRank, Purpose, Seed, Stop, TrainWork};
+use fedpipe_core::{Adapter, BaseFormat, LearningRate, LowRank, Purpose, Seed, Stop, TrainWork};
 use fedpipe_kernels::{CountingAllocator, Path as KernelPath, keep_freed_memory};
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Batches, Columns, Dataset, Example, Labels, read};
@@ -217,7 +217,7 @@ fn work(options: &Options, base: &BaseModel, data: &Dataset, seed: Seed) -> Resu
         base_format: options.base,
         batch_size: options.batch,
         steps: options.steps,
-        learning_rate: (1e-3, 1e-3),
+        learning_rate: LearningRate::constant(1e-3),
         weight_decay: 0.01,
         max_grad_norm: 1.0,
         dropout: 0.0,

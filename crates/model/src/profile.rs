@@ -12,8 +12,8 @@ use crate::evaluate::loss_of;
 use crate::ops::{IGNORED, OpsKind};
 use crate::{BaseModel, Error, Training, train};
 use fedpipe_core::{
-    ActivationFormat, Adapter, BaseFormat, CandidateWeight, DeviceProfile, LowRank, MemoryCoefficients, ModelSpec,
-    Seed, Stop, TimeCoefficients, TrainWork,
+    ActivationFormat, Adapter, BaseFormat, CandidateWeight, DeviceProfile, LearningRate, LowRank, MemoryCoefficients,
+    ModelSpec, Seed, Stop, TimeCoefficients, TrainWork,
 };
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -207,7 +207,7 @@ impl Bench<'_> {
             recompute: false,
             batch_size: texts,
             steps: self.settings.repetitions,
-            learning_rate: (1e-4, 1e-4),
+            learning_rate: LearningRate::constant(1e-4),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             dropout: self.settings.dropout,

@@ -196,7 +196,7 @@ fn memory(measured: &Measured) -> f64 {
 mod tests {
     use super::*;
     use crate::data::Targets;
-    use fedpipe_core::{Adapter, BaseFormat, Head, LowRank, Seed};
+    use fedpipe_core::{Adapter, BaseFormat, Head, LearningRate, LowRank, Seed};
     use std::path::Path;
 
     struct NoMeter;
@@ -247,7 +247,7 @@ mod tests {
             recompute: false,
             batch_size: 2,
             steps: 1,
-            learning_rate: (1e-3, 1e-3),
+            learning_rate: LearningRate::constant(1e-3),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             dropout: 0.0,

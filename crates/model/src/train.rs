@@ -76,7 +76,7 @@ pub fn train(
             let loss = finite(loss.of(&mut *ops, encoder, start, &batch)?.mean, step)?;
             ops.backward(&mut gradients)?;
             drop(ops);
-            optimizer.step(&mut trainable.parameters, &mut gradients, learning_rate(work, step), work.max_grad_norm);
+            optimizer.step(&mut trainable.parameters, &mut gradients, work.learning_rate.at(step), work.max_grad_norm);
             on_step(StepReport { step: step + 1, loss, tokens: batch.tokens() as u64 });
         }
         Ok(trainable.adapter())
@@ -119,12 +119,6 @@ impl Frozen<'_> {
         bytes.truncate(bytes.len() / times);
         Ok(bytes)
     }
-}
-
-/// Linear from the first rate of the round to the second, which the next round starts with.
-fn learning_rate(work: &TrainWork, step: usize) -> f64 {
-    let (from, to) = work.learning_rate;
-    from + (to - from) * step as f64 / work.steps.max(1) as f64
 }
 
 /// The loss, if it is a number.

@@ -5,15 +5,19 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{assert_close, candidates, fixture, flat, matrix, probes, safetensors, workspaces};
-use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, WeightId};
-use fedpipe_model::BaseModel;
+use common::{NoMeter, Unheard, assert_close, candidates, fixture, flat, matrix, probes, safetensors, workspaces};
+use fedpipe_core::{
+    Adapter, BaseFormat, CandidateWeight, DeviceProfile, LowRank, Matrix, Outcome, ProbeScore, ProbeWork, Seed, Stop,
+    Task, Trainer, WeightId, Work,
+};
 use fedpipe_model::adapter::{Adapters, Trainable};
-use fedpipe_model::data::SECOND_TEXT;
+use fedpipe_model::data::{Dataset, SECOND_TEXT, Targets};
 use fedpipe_model::ops::{ClassifierHead, HeadTargets, Offsets, OpsKind, Pass, Workspace};
 use fedpipe_model::parameters::{Gradients, Parameters};
+use fedpipe_model::{BaseModel, SiloSettings, SiloTrainer};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 fn golden() -> HashMap<String, Tensor> {
     safetensors(fixture("bert-tiny/golden.safetensors"))
@@ -64,6 +68,55 @@ fn logits_loss_and_base_gradients_agree_with_transformers() {
             let expected = flat(&golden[&format!("base.grad.{name}")]);
             assert_close(&format!("{kind} {name}"), gradients.get(id).unwrap(), &expected, 1e-4);
         }
+    }
+}
+
+/// The norm of what `transformers` computes, estimated from 1,024 random projections: within 2·√(2/1024) of it by far the
+/// most often, since the estimate's square varies by no more than √(2/rank) of itself.
+#[test]
+fn the_gradient_probe_scores_a_weight_by_the_norm_of_its_gradient() {
+    let golden = golden();
+    let Batch { ids, offsets, labels } = batch(&golden);
+    let texts: Vec<&[u32]> = offsets.windows(2).map(|of| &ids[of[0]..of[1]]).collect();
+    let base = BaseModel::open(&fixture("bert-tiny")).unwrap();
+    let candidates = base.outline().candidates.clone();
+    let model = safetensors(fixture("bert-tiny/model.safetensors"));
+    let head = ["classifier.weight", "classifier.bias"].map(|name| (name.to_string(), matrix(&model[name])));
+    let settings = SiloSettings { silo: "a".into(), memory_mib: 100, speed: 1.0, bandwidth_mbps: 1.0, cache: None };
+    let device = DeviceProfile {
+        device: String::new(),
+        memory: BTreeMap::new(),
+        time: BTreeMap::new(),
+        adapter_s_per_token_rank: 0.0,
+        step_overhead_s: 0.0,
+    };
+    let silo = SiloTrainer::new(
+        settings,
+        Arc::new(base),
+        candidates.clone(),
+        Dataset::pack(&texts, Targets::Classes(labels)),
+        Arc::new(device),
+        Arc::new(NoMeter),
+    );
+    let work = Work::Probe(ProbeWork {
+        score: ProbeScore::GradientNorm,
+        rank: 1024,
+        steps: 1,
+        batch_size: texts.len(),
+        base_format: BaseFormat::F32,
+        head: head.into(),
+    });
+    let task = Task { round: 0, silo: "a".into(), seed: Seed(7), work };
+    let Outcome::Scores(scores) = silo.run(&task, &Unheard, &Stop::default()).unwrap().outcome else { panic!() };
+    let norms = candidates.iter().map(|weight| {
+        let gradient = flat(&golden[&format!("base.grad.{}.weight", weight.id)]);
+        gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
+    });
+    let norms: Vec<f64> = norms.collect();
+    let total: f64 = norms.iter().sum();
+    for (weight, norm) in candidates.iter().zip(norms) {
+        let (found, expected) = (scores[&weight.id], norm / total);
+        assert!((found / expected - 1.0).abs() < 0.09, "{}: {found}, transformers has {expected}", weight.id);
     }
 }
 

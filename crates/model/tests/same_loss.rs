@@ -1,6 +1,6 @@
 //! The fast operations train as the reference does: MiniLM on R8, fifty steps from one seed.
 
-use fedpipe_core::{Adapter, BaseFormat, LowRank, Seed, Stop, TrainWork};
+use fedpipe_core::{Adapter, BaseFormat, LearningRate, LowRank, Seed, Stop, TrainWork};
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Columns, Labels, read};
 use fedpipe_model::head::HeadKind;
@@ -51,7 +51,7 @@ fn fifty_steps_lose_the_same() {
             base_format,
             batch_size: BATCH,
             steps: STEPS,
-            learning_rate: (1e-3, 1e-3),
+            learning_rate: LearningRate::constant(1e-3),
             weight_decay: 0.01,
             max_grad_norm: 1.0,
             dropout: 0.1,

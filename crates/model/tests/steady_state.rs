@@ -1,7 +1,7 @@
 //! Training steps reuse their buffers, and the activation cache changes no bit.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use fedpipe_core::{Adapter, BaseFormat, LowRank, Seed, Stop, TrainWork};
+use fedpipe_core::{Adapter, BaseFormat, LearningRate, LowRank, Seed, Stop, TrainWork};
 use fedpipe_kernels::CountingAllocator;
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Dataset, Targets};
@@ -44,7 +44,7 @@ fn work(base: &BaseModel, lowest: usize, base_format: BaseFormat, steps: usize) 
         base_format,
         batch_size: 4,
         steps,
-        learning_rate: (1e-2, 1e-2),
+        learning_rate: LearningRate::constant(1e-2),
         weight_decay: 0.01,
         max_grad_norm: 1.0,
         dropout: 0.1,

@@ -2,8 +2,8 @@
 
 use crate::{Recorder, ToyTrainer};
 use fedpipe_core::{
-    Adapter, Aggregator, BaseFormat, Codec, Event, Failure, FailureKind, LowRank, Matrix, Observer, Seed, SiloId,
-    SiloProfile, Stop, Task, Tensors, TrainWork, Trainer, Transport, Update, WeightedFactors, Work,
+    Adapter, Aggregator, BaseFormat, Codec, Event, Failure, FailureKind, LearningRate, LowRank, Matrix, Observer, Seed,
+    SiloId, SiloProfile, Stop, Task, Tensors, TrainWork, Trainer, Transport, Update, WeightedFactors, Work,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -117,7 +117,7 @@ fn train_task(silo: &str, steps: usize) -> Task {
         recompute: false,
         batch_size: 1,
         steps,
-        learning_rate: (0.1, 0.1),
+        learning_rate: LearningRate::constant(0.1),
         weight_decay: 0.0,
         max_grad_norm: 1.0,
         dropout: 0.0,

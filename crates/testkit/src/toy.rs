@@ -96,7 +96,7 @@ impl ToyTrainer {
 
     fn step(&self, work: &TrainWork, adapter: &mut Adapter) -> f64 {
         let whole = Self::whole(work, adapter);
-        let (rate, scaling) = (work.learning_rate.0 as f32, adapter.scaling);
+        let (rate, scaling) = (work.learning_rate.at(0) as f32, adapter.scaling);
         for (weight, factors) in &mut adapter.factors {
             let (product, target) = (product(&whole.factors[weight]), &self.targets[weight]);
             let gradient = Matrix::from_fn(4, 4, |i, j| scaling * (scaling * product.row(i)[j] - target.row(i)[j]));

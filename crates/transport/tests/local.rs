@@ -1,8 +1,8 @@
 //! What a transport owes to the round: a result for every task, in order, whatever the silos do.
 
 use fedpipe_core::{
-    Adapter, BaseFormat, Event, Failure, FailureKind, Measured, Observer, Outcome, Seed, SiloId, SiloProfile, Stop,
-    Task, TrainWork, Trainer, Transport, Update, Work,
+    Adapter, BaseFormat, Event, Failure, FailureKind, LearningRate, Measured, Observer, Outcome, Seed, SiloId,
+    SiloProfile, Stop, Task, TrainWork, Trainer, Transport, Update, Work,
 };
 use fedpipe_testkit::{Recorder, toy_profile, transport_conformance};
 use fedpipe_transport::LocalTransport;
@@ -102,7 +102,7 @@ fn task(name: &str) -> Task {
         recompute: false,
         batch_size: 4,
         steps: 3,
-        learning_rate: (1e-3, 1e-3),
+        learning_rate: LearningRate::constant(1e-3),
         weight_decay: 0.0,
         max_grad_norm: 1.0,
         dropout: 0.0,

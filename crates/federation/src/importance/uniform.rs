@@ -1,7 +1,7 @@
 //! The baseline without a probe.
 
 use super::{ImportanceMeasure, Probe, ProbeSettings, SiloScores, equal};
-use fedpipe_core::{Head, ModelSpec, SiloProfile, WeightId};
+use fedpipe_core::{Head, ModelSpec, Seed, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
 /// Every candidate weight matters the same: 1/n each. What the other measures have to beat.
@@ -17,7 +17,7 @@ impl ImportanceMeasure for Uniform {
         Probe::NotNeeded
     }
 
-    fn combine(&self, model: &ModelSpec, _: &[SiloScores]) -> BTreeMap<WeightId, f64> {
+    fn combine(&self, model: &ModelSpec, _: &[SiloScores], _: Seed) -> BTreeMap<WeightId, f64> {
         equal(model)
     }
 }

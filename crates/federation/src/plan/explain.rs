@@ -1,9 +1,9 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
-use super::choose::{Choice, Found, Search, SiloProblem, best};
+use super::choose::{Choice, Found, Search, SiloProblem, best, format_penalty};
 use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE, MIB};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Objectives nearer than this are equal.
 const SAME: f64 = 1e-9;
@@ -58,83 +58,57 @@ fn trainable_parameters(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) ->
 
 /// Ranks by runs of layers that have the same, from the embeddings upwards: `layers 3–5: query 8, value 8`. Layers are
 /// counted from 0, as in the names of the weights.
-pub(super) fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
+pub fn grouped_ranks(model: &ModelSpec, ranks: &BTreeMap<WeightId, usize>) -> Vec<String> {
     let mut by_layer: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for candidate in &model.candidates {
         if let Some(rank) = ranks.get(&candidate.id) {
             by_layer.entry(candidate.layer).or_default().push(format!("{} {rank}", candidate.kind));
         }
     }
-    let mut groups: Vec<(usize, usize, String)> = Vec::new();
-    for (layer, kinds) in by_layer {
-        let kinds = kinds.join(", ");
-        match groups.last_mut() {
-            Some((_, last, same)) if *last + 1 == layer && *same == kinds => *last = layer,
-            _ => groups.push((layer, layer, kinds)),
-        }
-    }
-    let name = |(first, last, kinds): (usize, usize, String)| match first == last {
-        true => format!("layer {first}: {kinds}"),
-        false => format!("layers {first}–{last}: {kinds}"),
-    };
-    if groups.is_empty() { vec!["head only".into()] } else { groups.into_iter().map(name).collect() }
+    let name = |(layers, kinds): (String, Vec<String>)| format!("{layers}: {}", kinds.join(", "));
+    let groups: Vec<String> = runs(by_layer).into_iter().map(name).collect();
+    if groups.is_empty() { vec!["head only".into()] } else { groups }
 }
 
-/// Why a silo's plan was chosen: what it is, what binds, what more of it would be worth and, where that is asked for, what
-/// came second. `apart` says that it is what the silo would do alone.
+/// Neighbouring layers with the same, as `layer 3` or `layers 3–5`.
+fn runs<T: PartialEq>(by_layer: BTreeMap<usize, T>) -> Vec<(String, T)> {
+    let mut runs: Vec<(usize, usize, T)> = Vec::new();
+    for (layer, what) in by_layer {
+        match runs.last_mut() {
+            Some((_, last, same)) if *last + 1 == layer && *same == what => *last = layer,
+            _ => runs.push((layer, layer, what)),
+        }
+    }
+    let name = |first, last| if first == last { format!("layer {first}") } else { format!("layers {first}–{last}") };
+    runs.into_iter().map(|(first, last, what)| (name(first, last), what)).collect()
+}
+
+/// Why a silo's plan was chosen: what it is, what binds, what more of it would bring and, where that is asked for, what it
+/// was chosen against. `apart` says that it is what the silo would do alone.
 pub(super) fn reasons(
     search: &Search<'_, '_>,
     found: &Found,
     apart: bool,
-    runners_up: bool,
+    thorough: bool,
     deadline_s: f64,
 ) -> Vec<String> {
     let (problem, chosen) = (search.problem, &found.best);
-    let Frame { batch_size, base_format, recompute } = chosen.frame;
-    let mut reasons = vec![format!(
-        "batch {batch_size} over {base_format}{}, {} weights adapted: objective {:.4}",
-        again(recompute),
-        chosen.ranks.len(),
-        chosen.objective
-    )];
-    reasons.push(binding(problem, chosen, deadline_s));
-    reasons.extend(decided(problem));
+    let mut reasons =
+        vec![format!("{}, {} weights adapted: objective {:.4}", framed(chosen), chosen.ranks.len(), chosen.objective)];
     let alone = if apart { None } else { search.best(&search.no_bonus(), |_| true) };
-    let alone = alone.map_or(chosen.objective, |alone| alone.best.objective);
-    if alone > chosen.objective + SAME {
-        let given_up = alone - chosen.objective;
+    let alone = alone.filter(|alone| alone.best.objective > chosen.objective + SAME);
+    reasons.push(Binding::of(problem, chosen).told(problem, chosen, deadline_s));
+    reasons.extend(decided(problem));
+    if let Some(Found { best: alone, .. }) = &alone {
         reasons.push(format!(
-            "alone it would do otherwise: it gives up {given_up:.4} so that important weights are trained by enough silos"
+            "coverage binds: {} of what it would reach alone, so that important weights are trained by enough silos: {}",
+            gained(chosen.objective, alone.objective),
+            changes(problem.cost.model, alone, chosen)
         ));
     }
-    reasons.extend(worth(search, found, alone.max(chosen.objective)));
-    if !runners_up {
-        return reasons;
-    }
-    let second = |differs: &dyn Fn(Frame) -> bool| search.best(&search.no_bonus(), differs).map(|found| found.best);
-    if let Some(choice) = second(&|other| other.base_format != base_format) {
-        let Frame { batch_size, base_format, recompute } = choice.frame;
-        reasons.push(format!(
-            "the best plan with another base format is {base_format} at batch {batch_size}{}: objective {:.4}",
-            again(recompute),
-            choice.objective
-        ));
-    }
-    if let Some(choice) = second(&|other| other.batch_size != batch_size) {
-        let Frame { batch_size, base_format, recompute } = choice.frame;
-        reasons.push(format!(
-            "the best plan with another batch is {batch_size} over {base_format}{}: objective {:.4}",
-            again(recompute),
-            choice.objective
-        ));
-    }
-    if let Some(choice) = second(&|other| other.recompute != recompute) {
-        let Frame { batch_size, base_format, recompute } = choice.frame;
-        reasons.push(format!(
-            "the best plan with activations {} is batch {batch_size} over {base_format}: objective {:.4}",
-            activations(recompute),
-            choice.objective
-        ));
+    reasons.extend(worth(search, alone.as_ref().unwrap_or(found), thorough, deadline_s));
+    if thorough {
+        reasons.extend(runners_up(search, chosen));
     }
     reasons
 }
@@ -142,96 +116,260 @@ pub(super) fn reasons(
 /// What a person has decided about weights.
 fn decided(problem: &SiloProblem<'_>) -> Option<String> {
     let weights = |count: usize| if count == 1 { "1 weight".to_string() } else { format!("{count} weights") };
-    let always = problem.tuning.always.len();
-    let never = problem.tuning.never.len();
-    let mut said = Vec::new();
-    if always > 0 {
-        said.push(format!("always_tune: {}", weights(always)));
-    }
-    if never > 0 {
-        said.push(format!("never_tune: {}", weights(never)));
-    }
-    (!said.is_empty()).then(|| format!("decided beforehand by plan.{}", said.join(" and plan.")))
+    let of = [("always_tune", problem.tuning.always.len()), ("never_tune", problem.tuning.never.len())];
+    let said = of.iter().filter(|(_, count)| *count > 0).map(|(key, count)| format!("plan.{key}: {}", weights(*count)));
+    let said: Vec<String> = said.collect();
+    (!said.is_empty()).then(|| format!("decided beforehand by {}", said.join(" and ")))
 }
 
-/// What a tenth more of each budget that binds would bring a silo alone, whose objective is now `alone`: solved again.
-fn worth(search: &Search<'_, '_>, found: &Found, alone: f64) -> Option<String> {
-    const MORE: f64 = 0.1;
+/// `batch 16 over nf8`.
+fn framed(choice: &Choice) -> String {
+    let Frame { batch_size, base_format, recompute } = choice.frame;
+    format!("batch {batch_size} over {base_format}{}", again(recompute))
+}
+
+/// `+6.0 % objective (+0.0601)`.
+fn gained(objective: f64, before: f64) -> String {
+    let more = objective - before;
+    // A share of next to nothing says nothing.
+    if before > 0.01 {
+        format!("{:+.1} % objective ({more:+.4})", 100.0 * more / before)
+    } else {
+        format!("{more:+.4} objective")
+    }
+}
+
+/// The best choices with another format, another batch and the other way with activations: the two of most worth, and
+/// where they lose.
+fn runners_up(search: &Search<'_, '_>, chosen: &Choice) -> Vec<String> {
+    let frame = chosen.frame;
+    let differs: [(String, &dyn Fn(Frame) -> bool); 3] = [
+        ("another base format".into(), &|other| other.base_format != frame.base_format),
+        ("another batch".into(), &|other| other.batch_size != frame.batch_size),
+        (format!("activations {}", activations(!frame.recompute)), &|other| other.recompute != frame.recompute),
+    ];
+    let mut others: Vec<(String, Choice)> = Vec::new();
+    for (what, differs) in differs {
+        let Some(Found { best, .. }) = search.best(&search.no_bonus(), differs) else { continue };
+        match others.iter_mut().find(|(_, other)| other.frame == best.frame) {
+            Some((known, _)) => *known += &format!(" and with {what}"),
+            None => others.push((what, best)),
+        }
+    }
+    others.sort_by(|a, b| b.1.objective.total_cmp(&a.1.objective));
+    let told = |(place, (what, other)): (&str, (String, Choice))| {
+        format!(
+            "{place}: {}, the best with {what}: objective {:.4}, {}",
+            framed(&other),
+            other.objective,
+            parts(search.problem, &other, chosen)
+        )
+    };
+    ["runner-up", "second runner-up"].into_iter().zip(others).map(told).collect()
+}
+
+/// Where an objective is above another, and where below.
+fn parts(problem: &SiloProblem<'_>, choice: &Choice, other: &Choice) -> String {
+    let of = |choice: &Choice| {
+        let (batch, format) =
+            (problem.menu.batch_term(choice.frame.batch_size), -format_penalty(choice.frame.base_format));
+        [("ranks", choice.objective - batch - format), ("batch", batch), ("base format", format)]
+    };
+    let differences = of(choice).into_iter().zip(of(other)).map(|((name, here), (_, there))| (name, here - there));
+    let seen = differences.filter(|(_, difference)| difference.abs() >= 5e-5);
+    let told: Vec<String> = seen.map(|(name, difference)| format!("{name} {difference:+.4}")).collect();
+    if told.is_empty() { "as good".into() } else { told.join(", ") }
+}
+
+/// How many changes of ranks are told, those of the most weights.
+const CHANGES: usize = 4;
+
+/// What becomes of a choice: `batch 16 → 32, r 8 → 16 on layers 20–29`.
+fn changes(model: &ModelSpec, before: &Choice, after: &Choice) -> String {
+    let mut told = Vec::new();
+    let (was, is) = (before.frame, after.frame);
+    if was.batch_size != is.batch_size {
+        told.push(format!("batch {} → {}", was.batch_size, is.batch_size));
+    }
+    if was.base_format != is.base_format {
+        told.push(format!("{} → {}", was.base_format, is.base_format));
+    }
+    if was.recompute != is.recompute {
+        told.push(format!("activations {}", activations(is.recompute)));
+    }
+    let mut moved: BTreeMap<(usize, usize), BTreeMap<usize, Vec<&str>>> = BTreeMap::new();
+    for candidate in &model.candidates {
+        let [was, is] = [before, after].map(|choice| choice.ranks.get(&candidate.id).copied().unwrap_or(0));
+        if was != is {
+            moved.entry((was, is)).or_default().entry(candidate.layer).or_default().push(&candidate.kind);
+        }
+    }
+    let whole = model.candidates.iter().map(|candidate| candidate.kind.as_str()).collect::<BTreeSet<_>>().len();
+    let mut ranks: Vec<(usize, String)> = Vec::new();
+    for ((was, is), by_layer) in moved {
+        let weights = by_layer.values().map(Vec::len).sum();
+        let (Some(first), Some(last)) = (by_layer.keys().next(), by_layer.keys().next_back()) else { continue };
+        let all = format!("{weights} weights of layers {first}–{last}");
+        let on = match &runs(by_layer)[..] {
+            [(layers, kinds)] if kinds.len() == whole => layers.clone(),
+            [(layers, kinds)] => format!("{} of {layers}", kinds.join(", ")),
+            _ => all,
+        };
+        ranks.push((weights, format!("r {was} → {is} on {on}")));
+    }
+    ranks.sort_by_key(|(weights, _)| std::cmp::Reverse(*weights));
+    let left_out: usize = ranks.iter().skip(CHANGES).map(|(weights, _)| weights).sum();
+    told.extend(ranks.into_iter().take(CHANGES).map(|(_, told)| told));
+    if left_out > 0 {
+        told.push(format!("and others on {left_out} weights"));
+    }
+    told.join(", ")
+}
+
+/// More of a silo's memory, of the deadline, of its cap on data, or of several.
+#[derive(Clone, Copy, Default)]
+struct More {
+    mib: f64,
+    seconds: f64,
+    data_mib: f64,
+}
+
+impl More {
+    /// A round part of each that binds, about a tenth.
+    fn of(problem: &SiloProblem<'_>, deadline_s: f64, binding: Binding) -> Self {
+        let eighth = |bytes: f64| (bytes / MIB / 8.0).log2().floor().exp2();
+        let power = 10f64.powf((deadline_s / 10.0).log10().floor());
+        let seconds = [5.0, 2.0, 1.0].map(|m| m * power).into_iter().find(|s| *s <= deadline_s / 10.0);
+        Self {
+            mib: if binding.memory { eighth(problem.memory_budget / MEMORY_SHARE).max(1.0) } else { 0.0 },
+            seconds: if binding.time { seconds.unwrap_or(power) } else { 0.0 },
+            data_mib: if binding.data { eighth(problem.data_budget) } else { 0.0 },
+        }
+    }
+
+    /// Each alone.
+    fn apart(self) -> impl Iterator<Item = Self> {
+        let none = Self::default();
+        let Self { mib, seconds, data_mib } = self;
+        let each = [Self { mib, ..none }, Self { seconds, ..none }, Self { data_mib, ..none }];
+        each.into_iter().filter(|more| more.mib + more.seconds + more.data_mib > 0.0)
+    }
+
+    fn times(self, times: f64) -> Self {
+        Self { mib: times * self.mib, seconds: times * self.seconds, data_mib: times * self.data_mib }
+    }
+
+    fn told(self) -> String {
+        let memory = (self.mib > 0.0).then(|| match self.mib {
+            mib if mib >= 1024.0 => format!("+{} GiB", mib / 1024.0),
+            mib => format!("+{mib} MiB"),
+        });
+        let time = (self.seconds > 0.0).then(|| format!("+{} s a round", self.seconds));
+        let data = (self.data_mib > 0.0).then(|| format!("+{} MiB of data a round", self.data_mib));
+        [memory, time, data].into_iter().flatten().collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// What more of each budget that binds would bring a silo alone, which does `now`: solved again, not extrapolated. Where it
+/// is thorough, what brings nothing is tried twice and four times over, then with the other budgets.
+fn worth(search: &Search<'_, '_>, now: &Found, thorough: bool, deadline_s: f64) -> Vec<String> {
     let problem = search.problem;
-    let gain = |problem| best(search.weights, &problem).map_or(0.0, |more| more.best.objective - alone);
-    let (bytes, seconds) = (MORE * problem.memory_budget, MORE * problem.time_budget);
-    let mut gains = Vec::new();
-    if found.prices.gib > 0.0 {
-        let gain = gain(SiloProblem { memory_budget: problem.memory_budget + bytes, ..*problem });
-        gains.push(format!("{:.0} MiB more memory {gain:+.4}", bytes / MIB));
+    let seen = if thorough { Binding::of(problem, &now.best) } else { Binding::default() };
+    let binding = Binding {
+        memory: now.prices.gib > 0.0 || seen.memory,
+        time: now.prices.second > 0.0 || seen.time,
+        data: now.prices.mib > 0.0 || seen.data,
+    };
+    let step = More::of(problem, deadline_s, binding);
+    let tries: &[f64] = if thorough { &[1.0, 2.0, 4.0] } else { &[1.0] };
+    let brings = |more: More| {
+        tries.iter().find_map(|&times| {
+            let more = more.times(times);
+            let raised = SiloProblem {
+                memory_budget: problem.memory_budget + MEMORY_SHARE * more.mib * MIB,
+                time_budget: problem.time_budget + DEADLINE_SHARE * more.seconds,
+                data_budget: problem.data_budget + more.data_mib * MIB,
+                ..*problem
+            };
+            let then = best(search.weights, &raised).ok()?.best;
+            let before = now.best.objective;
+            (then.objective > before + SAME).then(|| {
+                let changes = changes(problem.cost.model, &now.best, &then);
+                format!("{}: {}, {changes}", more.told(), gained(then.objective, before))
+            })
+        })
+    };
+    let nothing = |more: More| format!("no gain up to {}", more.times(tries.last().copied().unwrap_or(1.0)).told());
+    let alone: Vec<(More, Option<String>)> = step.apart().map(|more| (more, brings(more))).collect();
+    if alone.len() > 1 && alone.iter().all(|(_, gain)| gain.is_none()) {
+        return vec![brings(step).unwrap_or_else(|| nothing(step))];
     }
-    if found.prices.second > 0.0 {
-        let gain = gain(SiloProblem { time_budget: problem.time_budget + seconds, ..*problem });
-        gains.push(format!("{seconds:.1} s more time {gain:+.4}"));
-    }
-    if found.prices.mib > 0.0 {
-        let moved = MORE * problem.data_budget;
-        let gain = gain(SiloProblem { data_budget: problem.data_budget + moved, ..*problem });
-        gains.push(format!("{:.2} MiB more data {gain:+.4}", moved / MIB));
-    }
-    (!gains.is_empty()).then(|| format!("worth in objective: {}", gains.join(", ")))
+    alone.into_iter().map(|(more, gain)| gain.unwrap_or_else(|| nothing(more))).collect()
 }
 
 fn again(recompute: bool) -> &'static str {
     if recompute { " with activations computed again" } else { "" }
 }
 
-/// Which budgets stand in the way of the next larger rank or batch, and how much of each is left. Data is told of where it
-/// has a cap.
-fn binding(problem: &SiloProblem<'_>, best: &Choice, deadline_s: f64) -> String {
-    let next = next_larger(problem, best);
-    let left = |used: f64, budget: f64| 100.0 * (1.0 - used / budget);
-    let over = |used: &dyn Fn(&Choice) -> f64, budget: f64| next.iter().any(|choice| used(choice) > budget);
-    let mut budgets = vec![
-        (
-            "memory",
-            over(&|choice| choice.memory.total(), problem.memory_budget),
-            format!(
-                "{:.1} of {:.1} MiB used, {:.1} % left ({:.0} % of its memory)",
-                best.memory.total() / MIB,
-                problem.memory_budget / MIB,
-                left(best.memory.total(), problem.memory_budget),
-                100.0 * MEMORY_SHARE
-            ),
-        ),
-        (
-            "time",
-            over(&|choice| choice.time.total(), problem.time_budget),
-            format!(
-                "{:.1} of {:.1} s used, {:.1} % left ({:.0} % of the deadline of {:.1} s)",
-                best.time.total(),
-                problem.time_budget,
-                left(best.time.total(), problem.time_budget),
-                100.0 * DEADLINE_SHARE,
-                deadline_s
-            ),
-        ),
-    ];
-    if problem.data_budget.is_finite() {
-        let of = format!(
+/// Which budgets stand in the way of the next larger rank or batch.
+#[derive(Debug, Clone, Copy, Default)]
+struct Binding {
+    memory: bool,
+    time: bool,
+    data: bool,
+}
+
+impl Binding {
+    fn of(problem: &SiloProblem<'_>, best: &Choice) -> Self {
+        let next = next_larger(problem, best);
+        Self {
+            memory: next.iter().any(|choice| choice.memory.total() > problem.memory_budget),
+            time: next.iter().any(|choice| choice.time.total() > problem.time_budget),
+            data: next.iter().any(|choice| choice.data > problem.data_budget),
+        }
+    }
+
+    /// With how much of each budget is left; of data where it has a cap.
+    fn told(self, problem: &SiloProblem<'_>, best: &Choice, deadline_s: f64) -> String {
+        let left = |used: f64, budget: f64| 100.0 * (1.0 - used / budget);
+        let memory = format!(
+            "{:.1} of {:.1} MiB used, {:.1} % left ({:.0} % of its memory)",
+            best.memory.total() / MIB,
+            problem.memory_budget / MIB,
+            left(best.memory.total(), problem.memory_budget),
+            100.0 * MEMORY_SHARE
+        );
+        let time = format!(
+            "{:.1} of {:.1} s used, {:.1} % left ({:.0} % of the deadline of {:.1} s)",
+            best.time.total(),
+            problem.time_budget,
+            left(best.time.total(), problem.time_budget),
+            100.0 * DEADLINE_SHARE,
+            deadline_s
+        );
+        let data = format!(
             "{:.2} of {:.2} MiB sent and received, {:.1} % left (its cap less the names and shapes of tensors)",
             best.data / MIB,
             problem.data_budget / MIB,
             left(best.data, problem.data_budget)
         );
-        budgets.push(("data", over(&|choice| choice.data, problem.data_budget), of));
+        let mut budgets = vec![("memory", self.memory, memory), ("time", self.time, time)];
+        if problem.data_budget.is_finite() {
+            budgets.push(("data", self.data, data));
+        }
+        let (binding, roomy): (Vec<_>, Vec<_>) = budgets.into_iter().partition(|(_, binds, _)| *binds);
+        let texts =
+            |of: &[(&str, bool, String)]| of.iter().map(|(.., text)| text.as_str()).collect::<Vec<_>>().join("; ");
+        let names: Vec<&str> = binding.iter().map(|(name, ..)| *name).collect();
+        let mut text = match names.as_slice() {
+            [] => return format!("no budget binds, the menu offers nothing larger: {}", texts(&roomy)),
+            [one] => format!("{one} binds: "),
+            several => format!("{} bind: ", several.join(" and ")),
+        };
+        text += &texts(&binding);
+        roomy.iter().for_each(|(name, _, of)| text += &format!("; {name} has room: {of}"));
+        text
     }
-    let (binding, roomy): (Vec<_>, Vec<_>) = budgets.into_iter().partition(|(_, binds, _)| *binds);
-    let texts = |of: &[(&str, bool, String)]| of.iter().map(|(.., text)| text.as_str()).collect::<Vec<_>>().join("; ");
-    let names: Vec<&str> = binding.iter().map(|(name, ..)| *name).collect();
-    let mut text = match names.as_slice() {
-        [] => return format!("no budget binds, the menu offers nothing larger: {}", texts(&roomy)),
-        [one] => format!("{one} binds: "),
-        several => format!("{} bind: ", several.join(" and ")),
-    };
-    text += &texts(&binding);
-    roomy.iter().for_each(|(name, _, of)| text += &format!("; {name} has room: {of}"));
-    text
 }
 
 /// The choices one step up from `best`: the next rank on one weight of some importance; when all are at the top, the next
@@ -263,6 +401,10 @@ pub fn markdown(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, Silo
         model.architecture, model.layers, model.parameters, plan.deadline_s, plan.deadline_reason
     );
     text += &format!("\n{}\n", optimality(plan));
+    if !plan.chosen.is_empty() {
+        text += "\nSettings left to FedPipe:\n\n";
+        plan.chosen.iter().for_each(|chosen| text += &format!("- {chosen}\n"));
+    }
     for row in rows(plan, model, profiles) {
         let Some(silo) = plan.silos.get(&row.silo) else { continue };
         section(&mut text, &row, silo);
@@ -333,3 +475,6 @@ fn table(head: (&str, &str), lines: &[(&str, String)]) -> String {
     let lines: String = lines.iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect();
     format!("\n| {} | {} |\n|---|---:|\n{lines}", head.0, head.1)
 }
+
+#[cfg(test)]
+mod tests;

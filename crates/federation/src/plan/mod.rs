@@ -14,7 +14,7 @@ mod tuning;
 pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
 pub use cost::{AdapterLoad, CostModel, Frame, compute_time, memory};
 pub use exact::in_solver;
-pub use explain::{markdown, optimality};
+pub use explain::{grouped_ranks, markdown, optimality};
 pub use finish::Finish;
 pub use tuning::{Tuning, TuningPatterns};
 
@@ -277,7 +277,8 @@ pub fn plan(
         let plan = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
         silos.insert(plan.silo.clone(), plan);
     }
-    Ok(Plan { deadline_s: deadline.0, deadline_reason: deadline.1, optimality: covered.optimality, silos })
+    let (local_steps, (deadline_s, deadline_reason)) = (settings.local_steps, deadline);
+    Ok(Plan { local_steps, chosen: vec![], deadline_s, deadline_reason, optimality: covered.optimality, silos })
 }
 
 fn problem<'a>(

@@ -4,6 +4,7 @@
 //! error here.
 
 mod message;
+mod rates;
 mod validate;
 
 use crate::importance::{ImportanceMeasure, Probe, ProbeSettings, SiloScores};
@@ -104,6 +105,7 @@ pub fn start(
     profiles: BTreeMap<SiloId, SiloProfile>,
     identification: Identification,
     plan: Plan,
+    learning_rate: f64,
     (scaling, head): (f32, Head),
 ) -> RunState {
     RunState {
@@ -115,6 +117,7 @@ pub fn start(
         profiles,
         importance: identification.importance,
         plan,
+        learning_rate,
         adapter: Adapter { scaling, factors: BTreeMap::new(), head },
         history: Vec::new(),
         bytes_up: identification.bytes_up,
@@ -239,7 +242,7 @@ impl Engine<'_> {
         if probing && scores.is_empty() {
             self.warn("no silo scored the weights, so all of them count the same".into());
         }
-        let importance = measure.combine(model, &scores);
+        let importance = measure.combine(model, &scores, seed.derive(Purpose::Probe, 0, None));
         self.observer.observe(&Event::Identified { importance: importance.clone() });
         Ok(Progress::Done(Identification { importance, bytes_up, bytes_down, seconds }))
     }

@@ -2,9 +2,9 @@ use super::*;
 use crate::aggregate::Product;
 use crate::codec::{Bf16, F32};
 use crate::importance::{SvdSensitivity, Uniform};
-use crate::method::{FedPipe, LocalTraining, MethodSettings, Schedule};
+use crate::method::{FedPipe, LocalTraining, MethodSettings};
 use crate::plan::{Deadline, Menu, PlanSettings, TuningPatterns, beside_values, plan};
-use fedpipe_core::{BaseFormat, LowRank, Matrix, Trainer};
+use fedpipe_core::{BaseFormat, LowRank, Matrix, Schedule, Trainer};
 use fedpipe_testkit::{FakeTransport, Fault, FixedClock, Recorder, ToyTrainer, toy_model};
 use std::sync::Arc;
 
@@ -37,9 +37,8 @@ impl Federation {
     fn new(transport: FakeTransport) -> Self {
         let training = LocalTraining {
             rounds: 40,
-            local_steps: 5,
-            learning_rate: 0.05,
             schedule: Schedule::Constant,
+            warmup_ratio: 0.0,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             dropout: 0.0,
@@ -83,7 +82,7 @@ impl Federation {
             tuning: TuningPatterns::default(),
         };
         let plan = plan(&model, &profiles, &identified.importance, &settings).unwrap();
-        start(&self.method, (Seed(42), "inputs".into()), profiles, identified, plan, (1.0, head()))
+        start(&self.method, (Seed(42), "inputs".into()), profiles, identified, plan, 0.05, (1.0, head()))
     }
 
     fn identify(&self, measure: &dyn ImportanceMeasure, profiles: &BTreeMap<SiloId, SiloProfile>) -> Identification {
@@ -446,4 +445,53 @@ fn scores_that_are_not_valid_are_refused() {
         _ => None,
     });
     assert_eq!(failed.collect::<Vec<_>>(), ["layer.0.query has the score NaN", "layer.0.query has the score -1"]);
+}
+
+/// The toy's gradient descent learns the faster the higher the rate, until it diverges.
+#[test]
+fn the_learning_rate_is_the_highest_that_the_federation_learns_at() {
+    let tune = |strength: f32| {
+        let silos = [("a", 300, 1.0), ("b", 100, 2.0), ("c", 200, 3.0)];
+        let federation =
+            Federation::new(connected(silos.map(|(silo, n, part)| ToyTrainer::new(silo, n, strength * part))));
+        let state = federation.start();
+        (state.clone(), done(federation.engine().learning_rate(state, 40).unwrap()))
+    };
+    assert!(tune(300.0).1.learning_rate < 0.01);
+    let (before, after) = tune(1.0);
+    assert_eq!((after.learning_rate, after.round), (0.01, 0));
+    let [chosen] = &after.plan.chosen[..] else { panic!("{:?}", after.plan.chosen) };
+    assert_eq!((chosen.key.as_str(), chosen.value.as_str()), ("training.learning_rate", "0.01"));
+    assert!(chosen.reason.ends_with("tried: 0.0003, 0.001, 0.003, 0.01"), "{}", chosen.reason);
+    // Nothing but the rate, and what finding it took.
+    assert!(after.clock_s > before.clock_s && after.bytes_up > before.bytes_up && after.bytes_down > before.bytes_down);
+    let rest = RunState {
+        learning_rate: before.learning_rate,
+        plan: before.plan.clone(),
+        clock_s: before.clock_s,
+        bytes_up: before.bytes_up,
+        bytes_down: before.bytes_down,
+        ..after.clone()
+    };
+    assert_eq!(rest, before);
+    assert_eq!(tune(1.0).1, after);
+}
+
+#[test]
+fn without_a_silo_that_trains_the_learning_rate_stays_and_a_warning_says_so() {
+    let state = RunState { learning_rate: 0.05, ..Federation::new(transport()).start() };
+    let failing = |transport: FakeTransport, silo| transport.with_fault(silo, 0, Fault::Fails(FailureKind::Crashed));
+    let federation = Federation::new(["a", "b", "c"].into_iter().fold(transport(), failing));
+    let after = done(federation.engine().learning_rate(state.clone(), 40).unwrap());
+    assert_eq!((after.learning_rate, after.plan.chosen), (0.05, vec![]));
+    let warned = |event: &Event| matches!(event, Event::Warning { message } if message.contains("it stays 0.05"));
+    assert!(federation.recorder.events().iter().any(warned));
+}
+
+#[test]
+fn a_stop_ends_the_search_for_a_learning_rate() {
+    let federation = Federation::new(transport());
+    let state = federation.start();
+    federation.stop.request();
+    assert_eq!(federation.engine().learning_rate(state, 40).unwrap(), Progress::Stopped);
 }

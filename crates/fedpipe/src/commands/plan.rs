@@ -2,10 +2,11 @@
 
 use crate::cli::PlanArgs;
 use crate::config::Config;
+use crate::disk;
 use crate::error::AppError;
 use crate::report::Loading;
 use crate::report::plan::difference;
-use crate::run::{Surroundings, check_what_if, plan_only, plan_text, what_if};
+use crate::run::{Surroundings, check_what_if, plan_only, plan_svg, plan_text, what_if};
 use crate::setup::Setup;
 use fedpipe_core::{Event, Observer, Stop};
 use fedpipe_model::HeapMeter;
@@ -42,11 +43,16 @@ pub fn plan(args: &PlanArgs, meter: &Arc<dyn HeapMeter>) -> Result<(), AppError>
     let around = Surroundings { observer: &Warnings, stop: &stop, meter };
     let Some(state) = plan_only(&config, &setup, &around)? else { return Ok(()) };
     let other = other.map(|other| what_if(&other, &setup, &state)).transpose()?;
+    if let Some(path) = &args.svg {
+        let drawing = plan_svg(&setup, &state, other.as_ref().unwrap_or(&state.plan));
+        let fault = |error| AppError::user(format!("{}: {error}", path.display()));
+        disk::replace(path, drawing.as_bytes()).map_err(fault)?;
+    }
     let text = match (args.json, other) {
         (true, other) => {
             serde_json::to_string_pretty(other.as_ref().unwrap_or(&state.plan)).map_err(AppError::other)?
         }
-        (false, None) => plan_text(&state),
+        (false, None) => plan_text(&setup, &state),
         (false, Some(other)) => difference(&state.plan, &other),
     };
     writeln!(std::io::stdout().lock(), "{}", text.trim_end()).map_err(AppError::output)

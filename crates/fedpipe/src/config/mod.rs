@@ -25,6 +25,7 @@ mod source;
 mod tests;
 
 pub use problem::ConfigError;
+pub use resolve::QUESTION_LENGTH;
 
 use fedpipe_core::BaseFormat;
 use fedpipe_model::data::{Columns, InstructionFormat, OnBadRecord};
@@ -248,8 +249,8 @@ pub struct FederationConfig {
     pub cohort: f64,
     /// Share of the cohort that has to deliver for a round to count.
     pub quorum: f64,
-    /// Seconds that a round may last.
-    pub deadline_s: Deadline,
+    /// Seconds that a round may last, or as the planner chooses.
+    pub deadline_s: Auto<f64>,
     /// Hours on the run's clock within which all rounds must end: each may last an equal part of them at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish_within_h: Option<f64>,
@@ -261,25 +262,35 @@ pub struct FederationConfig {
     pub partition: Partition,
 }
 
-/// Seconds that a round may last.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Deadline {
-    /// The planner chooses.
+/// A value that a person gave, or FedPipe's own choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auto<T> {
+    /// `"auto"`.
     Auto,
-    /// So many.
-    Seconds(f64),
+    /// The value.
+    Given(T),
 }
 
-impl Serialize for Deadline {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl<T> Auto<T> {
+    /// The value, if there is one.
+    pub fn given(self) -> Option<T> {
         match self {
-            Self::Auto => serializer.serialize_str(AUTO),
-            Self::Seconds(seconds) => serializer.serialize_f64(*seconds),
+            Self::Auto => None,
+            Self::Given(value) => Some(value),
         }
     }
 }
 
-/// Written where the engine shall choose.
+impl<T: Serialize> Serialize for Auto<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Given(value) => value.serialize(serializer),
+        }
+    }
+}
+
+/// Written where FedPipe shall choose.
 const AUTO: &str = "auto";
 
 /// How one data set is split over the silos.
@@ -306,32 +317,15 @@ pub enum Partition {
 /// `[adapter]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AdapterConfig {
-    /// Kinds of weight that may be adapted.
-    pub target_modules: TargetModules,
+    /// Weights that may be adapted: those whose path ends with one of these, or the architecture's own choice, the weights
+    /// of attention.
+    pub target_modules: Auto<Vec<String>>,
     /// Ranks that the planner may give to a weight.
     pub ranks: Vec<usize>,
     /// alpha / r, one for every rank.
-    pub scaling: f64,
+    pub scaling: Auto<f64>,
     /// Dropout on the input of the adapters.
     pub dropout: f64,
-}
-
-/// Kinds of weight that may be adapted.
-#[derive(Debug, Clone, PartialEq)]
-pub enum TargetModules {
-    /// The architecture's own choice: the weights of attention.
-    Auto,
-    /// Weights whose path ends with one of these.
-    Kinds(Vec<String>),
-}
-
-impl Serialize for TargetModules {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str(AUTO),
-            Self::Kinds(kinds) => kinds.serialize(serializer),
-        }
-    }
 }
 
 /// `[plan]`
@@ -368,19 +362,21 @@ pub struct ProbeConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrainingConfig {
     /// Optimizer steps of a silo in a round.
-    pub local_steps: usize,
-    /// AdamW's learning rate at the start.
-    pub learning_rate: f64,
+    pub local_steps: Auto<usize>,
+    /// AdamW's highest learning rate.
+    pub learning_rate: Auto<f64>,
     /// One of [`names::SCHEDULERS`].
     pub lr_scheduler_type: String,
+    /// Share of all steps in which the learning rate rises to its highest.
+    pub warmup_ratio: Auto<f64>,
     /// Texts are cut to so many tokens.
-    pub max_length: usize,
+    pub max_length: Auto<usize>,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// Gradients are scaled down to this global norm.
     pub max_grad_norm: f64,
-    /// What becomes of activations until the backward pass.
-    pub recompute: Recompute,
+    /// Whether the inside of adapted layers is computed again in the backward pass instead of being kept.
+    pub recompute: Auto<bool>,
     /// Most threads to compute with; without it as many as `RAYON_NUM_THREADS` says, or as the machine has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -388,34 +384,6 @@ pub struct TrainingConfig {
     pub activation_cache: bool,
     /// MiB of the disk that each silo may take for it beside that; 0 for none.
     pub activation_cache_disk_mib: u64,
-}
-
-/// Whether the inside of adapted layers is computed again in the backward pass instead of being kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recompute {
-    /// As the planner chooses for each silo.
-    Auto,
-    /// The same in every silo.
-    Always(bool),
-}
-
-impl Recompute {
-    /// What the planner may choose from.
-    pub fn choices(self) -> Vec<bool> {
-        match self {
-            Self::Auto => vec![false, true],
-            Self::Always(recompute) => vec![recompute],
-        }
-    }
-}
-
-impl Serialize for Recompute {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str(AUTO),
-            Self::Always(recompute) => serializer.serialize_bool(*recompute),
-        }
-    }
 }
 
 /// `[evaluation]`

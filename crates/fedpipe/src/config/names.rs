@@ -11,7 +11,7 @@ pub const ON_BAD_RECORD: &[&str] = &["error", "skip"];
 /// `federation.method`.
 pub const METHODS: &[&str] = &["fedpipe"];
 /// `federation.importance`.
-pub const IMPORTANCES: &[&str] = &["svd-sensitivity", "uniform"];
+pub const IMPORTANCES: &[&str] = &["svd-sensitivity", "gradient", "uniform", "random"];
 /// `federation.aggregation`.
 pub const AGGREGATIONS: &[&str] = &["product", "zero-pad"];
 /// `federation.codec`.

@@ -2,6 +2,7 @@
 
 use super::problem::{Place, Problem, nearest};
 use super::source::{Node, Table, Value};
+use super::{AUTO, Auto};
 use std::cell::RefCell;
 use std::fmt::{Debug, Display};
 use std::ops::RangeInclusive;
@@ -153,6 +154,38 @@ impl<'p> Section<'p> {
     pub fn optional_number<T: Number>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T> {
         let node = self.take(key)?;
         self.read(key, &node).and_then(|value| self.within(key, value, &range, &node.at))
+    }
+
+    /// The number under `key`, within `range`, or `"auto"`; `default` when it was left out.
+    pub fn auto_number<T: Number>(&mut self, key: &'static str, default: Auto<T>, range: RangeInclusive<T>) -> Auto<T> {
+        let at = self.place_of(key);
+        match (self.auto(key, default), at) {
+            (Auto::Given(value), Some(at)) => self.within(key, value, &range, &at).map_or(default, Auto::Given),
+            (value, _) => value,
+        }
+    }
+
+    /// A count under `key`, or `"auto"`.
+    pub fn auto_count(&mut self, key: &'static str, default: Auto<usize>, range: RangeInclusive<usize>) -> Auto<usize> {
+        let range = *range.start() as i64..=*range.end() as i64;
+        let of = default.given().map_or(Auto::Auto, |value| Auto::Given(value as i64));
+        let count = self.auto_number(key, of, range).given().map(usize::try_from);
+        count.map_or(Auto::Auto, |count| count.map_or(default, Auto::Given))
+    }
+
+    /// The value under `key`, or `"auto"`; `default` when it was left out.
+    pub fn auto<T: FromValue>(&mut self, key: &'static str, default: Auto<T>) -> Auto<T> {
+        match self.take(key) {
+            None => default,
+            Some(Node { value: Value::String(text), .. }) if text == AUTO => Auto::Auto,
+            Some(node) => match T::from_value(&node.value) {
+                Some(value) => Auto::Given(value),
+                None => {
+                    self.wrong_type(key, &format!("\"{AUTO}\" or {}", T::NOUN), &node);
+                    default
+                }
+            },
+        }
     }
 
     /// A count under `key`.

@@ -4,9 +4,8 @@ use super::problem::Problem;
 use super::read::{Problems, Section};
 use super::source::{Node, Value};
 use super::{
-    AUTO, AdapterConfig, Config, DataColumns, DataConfig, Deadline, EvaluationConfig, FederationConfig, ModelSource,
-    OutputConfig, Partition, PlanConfig, ProbeConfig, Recompute, SiloConfig, TargetModules, TaskConfig, TrainingConfig,
-    names,
+    AUTO, AdapterConfig, Auto, Config, DataColumns, DataConfig, EvaluationConfig, FederationConfig, ModelSource,
+    OutputConfig, Partition, PlanConfig, ProbeConfig, SiloConfig, TaskConfig, TrainingConfig, names,
 };
 use fedpipe_core::BaseFormat;
 use fedpipe_model::data::{InstructionFormat, OnBadRecord, Reading};
@@ -15,6 +14,9 @@ use std::path::PathBuf;
 
 /// The smallest value of a number that has to be above zero.
 const TINY: f64 = 1e-12;
+
+/// Tokens of a window of question and passage where the length is left to FedPipe: what SQuAD is usually read with.
+pub const QUESTION_LENGTH: usize = 384;
 
 const MAX_SILOS: usize = 10_000;
 const MAX_RANK: usize = 256;
@@ -70,7 +72,8 @@ fn model(mut section: Section<'_>) -> ModelSource {
     source
 }
 
-fn task(mut section: Section<'_>, max_length: usize) -> TaskConfig {
+fn task(mut section: Section<'_>, max_length: Auto<usize>) -> TaskConfig {
+    let max_length = max_length.given().unwrap_or(QUESTION_LENGTH);
     let kind = section.choice("kind", names::TASKS);
     let instruct = kind == "instruct";
     let format = instruct.then(|| section.choice("format", names::FORMATS).into());
@@ -139,7 +142,7 @@ fn federation(mut section: Section<'_>, adapter: &AdapterConfig) -> FederationCo
         codec: section.choice("codec", names::CODECS).into(),
         cohort: section.number("cohort", 1.0, TINY..=1.0),
         quorum: section.number("quorum", 0.5, TINY..=1.0),
-        deadline_s: deadline(&mut section),
+        deadline_s: section.auto_number("deadline_s", Auto::Auto, 1e-3..=1e9),
         finish_within_h: section.optional_number("finish_within_h", 1e-6..=1e6),
         server_rank: section.count("server_rank", largest, 1..=MAX_RANK),
         max_update_norm: section.number("max_update_norm", 1e3, TINY..=1e9),
@@ -151,22 +154,6 @@ fn federation(mut section: Section<'_>, adapter: &AdapterConfig) -> FederationCo
     }
     section.finish();
     config
-}
-
-fn deadline(section: &mut Section<'_>) -> Deadline {
-    const KEY: &str = "deadline_s";
-    match section.take(KEY) {
-        None => Deadline::Auto,
-        Some(Node { value: Value::String(text), .. }) if text == AUTO => Deadline::Auto,
-        Some(Node { value: Value::String(_), at }) => {
-            section.problems().add(Problem::new("deadline_s must be \"auto\" or seconds", at));
-            Deadline::Auto
-        }
-        Some(node) => {
-            let seconds = section.read(KEY, &node).and_then(|s| section.within(KEY, s, &(1e-3..=1e9), &node.at));
-            seconds.map_or(Deadline::Auto, Deadline::Seconds)
-        }
-    }
 }
 
 fn partition(parent: &mut Section<'_>) -> Partition {
@@ -194,22 +181,21 @@ fn pattern(section: &mut Section<'_>) -> Option<String> {
 }
 
 fn adapter(mut section: Section<'_>) -> AdapterConfig {
-    let target_modules = target_modules(&mut section);
     let config = AdapterConfig {
-        target_modules,
+        target_modules: target_modules(&mut section),
         ranks: section.counts("ranks", &[2, 4, 8, 16], 1..=MAX_RANK),
-        scaling: section.number("scaling", 2.0, TINY..=1e3),
+        scaling: section.auto_number("scaling", Auto::Given(2.0), TINY..=1e3),
         dropout: section.number("dropout", 0.0, 0.0..=0.9),
     };
     section.finish();
     config
 }
 
-fn target_modules(section: &mut Section<'_>) -> TargetModules {
+fn target_modules(section: &mut Section<'_>) -> Auto<Vec<String>> {
     const KEY: &str = "target_modules";
     if let Some(Value::Array(_)) = section.peek(KEY) {
         let kinds = section.list(KEY).unwrap_or_default();
-        return TargetModules::Kinds(kinds.into_iter().map(|(kind, _)| kind).collect());
+        return Auto::Given(kinds.into_iter().map(|(kind, _)| kind).collect());
     }
     match section.take(KEY) {
         None => {}
@@ -219,7 +205,7 @@ fn target_modules(section: &mut Section<'_>) -> TargetModules {
             section.problems().add(problem.help("for example [\"query\", \"value\"]"));
         }
     }
-    TargetModules::Auto
+    Auto::Auto
 }
 
 fn plan(mut section: Section<'_>) -> PlanConfig {
@@ -255,31 +241,20 @@ fn probe(mut section: Section<'_>) -> ProbeConfig {
 
 fn training(mut section: Section<'_>) -> TrainingConfig {
     let config = TrainingConfig {
-        local_steps: section.count("local_steps", 20, 1..=1_000_000),
-        learning_rate: section.number("learning_rate", 1e-3, TINY..=10.0),
+        local_steps: section.auto_count("local_steps", Auto::Given(20), 1..=1_000_000),
+        learning_rate: section.auto_number("learning_rate", Auto::Given(1e-3), TINY..=10.0),
         lr_scheduler_type: section.choice("lr_scheduler_type", names::SCHEDULERS).into(),
-        max_length: section.count("max_length", 128, 2..=1 << 20),
+        warmup_ratio: section.auto_number("warmup_ratio", Auto::Given(0.0), 0.0..=1.0),
+        max_length: section.auto_count("max_length", Auto::Given(128), 2..=1 << 20),
         weight_decay: section.number("weight_decay", 0.01, 0.0..=10.0),
         max_grad_norm: section.number("max_grad_norm", 1.0, TINY..=1e9),
-        recompute: recompute(&mut section),
+        recompute: section.auto("recompute", Auto::Auto),
         threads: section.optional_number("threads", 1..=MAX_THREADS).and_then(|threads| usize::try_from(threads).ok()),
         activation_cache: section.optional("activation_cache").unwrap_or(true),
         activation_cache_disk_mib: section.count("activation_cache_disk_mib", 2048, 0..=1 << 24) as u64,
     };
     section.finish();
     config
-}
-
-fn recompute(section: &mut Section<'_>) -> Recompute {
-    match section.take("recompute") {
-        None => Recompute::Auto,
-        Some(Node { value: Value::String(text), .. }) if text == AUTO => Recompute::Auto,
-        Some(Node { value: Value::Boolean(recompute), .. }) => Recompute::Always(recompute),
-        Some(Node { at, .. }) => {
-            section.problems().add(Problem::new("recompute must be \"auto\", true or false", at));
-            Recompute::Auto
-        }
-    }
 }
 
 fn evaluation(mut section: Section<'_>) -> EvaluationConfig {

@@ -40,7 +40,7 @@ impl Narrator {
                 });
                 format!("importance of {} weights is known{most}", importance.len())
             }
-            Event::Planned(plan) => plan::text(plan, &self.profiles).trim_end().to_string(),
+            Event::Planned(plan) => plan::brief(plan, &self.profiles).trim_end().to_string(),
             Event::RoundFinished(record) => self.round(record),
             Event::SiloFailed(failure) => failed(failure),
             Event::Warning { message } => format!("warning: {message}"),

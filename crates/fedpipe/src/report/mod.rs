@@ -2,6 +2,7 @@
 
 mod events;
 pub(crate) mod format;
+pub mod heat;
 pub mod html;
 mod lines;
 mod loading;

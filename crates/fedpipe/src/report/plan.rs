@@ -1,8 +1,9 @@
-//! The plan of a federation as a person reads it: a table, the ranks by layer, and the reasons.
+//! The plan of a federation as a person reads it: tables of choices and costs, heat maps, and the reasons.
 
 use super::format::mib;
+use super::heat::{self, Look};
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
-use fedpipe_core::{Plan, SiloId, SiloPlan, SiloProfile, WeightId};
+use fedpipe_core::{MemoryTerms, ModelSpec, Plan, RunState, SiloId, SiloPlan, SiloProfile, TimeTerms, WeightId};
 use fedpipe_federation::plan::optimality;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -17,74 +18,42 @@ pub fn right_aligned(table: &mut Table) {
     }
 }
 
-/// Weights laid out by kind (down) and layer (across).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WeightGrid {
-    /// What comes before the layer in every path, when it is the same for all.
-    prefix: Option<String>,
-    /// Paths with the layer's number left out.
-    pub kinds: BTreeSet<(String, String)>,
-    /// The layers.
-    pub layers: BTreeSet<usize>,
-}
-
-impl WeightGrid {
-    /// The grid of these weights.
-    pub fn of<'a>(weights: impl IntoIterator<Item = &'a WeightId>) -> Self {
-        let mut grid = Self { prefix: None, kinds: BTreeSet::new(), layers: BTreeSet::new() };
-        for weight in weights {
-            let (before, layer, after) = split(weight);
-            grid.kinds.insert((before.to_string(), after.to_string()));
-            grid.layers.extend(layer);
-        }
-        let mut prefixes = grid.kinds.iter().map(|(before, _)| before);
-        let first = prefixes.next();
-        if prefixes.all(|prefix| Some(prefix) == first) {
-            grid.prefix = first.cloned();
-        }
-        grid
-    }
-
-    /// The short name of a kind.
-    pub fn name<'a>(&self, kind: &'a (String, String)) -> std::borrow::Cow<'a, str> {
-        match (&self.prefix, kind.1.as_str()) {
-            (_, "") => kind.0.as_str().into(),
-            (Some(_), after) => after.into(),
-            (None, after) => format!("{}.*.{after}", kind.0).into(),
-        }
-    }
-
-    /// The columns of a kind: every layer, or a single one for a weight that belongs to none.
-    pub fn columns(&self, (_, after): &(String, String)) -> Vec<usize> {
-        if after.is_empty() { vec![0] } else { self.layers.iter().copied().collect() }
-    }
-
-    /// The weight of a kind in a layer, whether or not there is one.
-    pub fn weight(&self, (before, after): &(String, String), layer: usize) -> WeightId {
-        if after.is_empty() { WeightId::new(before) } else { WeightId::new(format!("{before}.{layer}.{after}")) }
-    }
-}
-
-/// A path before, at and after its layer's number: `bert.encoder.layer`, `0`, `attention.self.query`.
-fn split(weight: &WeightId) -> (&str, Option<usize>, &str) {
-    let path = weight.as_str();
-    let mut start = 0;
-    for part in path.split('.') {
-        let end = start + part.len();
-        if let (Ok(layer), true, true) = (part.parse(), start > 0, end < path.len()) {
-            return (&path[..start - 1], Some(layer), &path[end + 1..]);
-        }
-        start = end + 1;
-    }
-    (path, None, "")
-}
-
 /// The plan for a terminal.
-pub fn text(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> String {
-    let mut out = format!("{}\n{}\n{}\n", table(plan, profiles), deadline(plan), optimality(plan));
-    let grid = grid(plan);
+pub fn text(state: &RunState, model: &ModelSpec, look: Look) -> String {
+    let mut out = tables(&state.plan, &state.profiles);
+    for figure in [heat::importance(model, &state.importance), heat::ranks(model, &state.plan)] {
+        let _ = write!(out, "\n{}", heat::text(&figure, look));
+    }
+    out + &reasons(&state.plan)
+}
+
+/// The plan for the log of a run, whose folder has the ranks of every weight.
+pub fn brief(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> String {
+    tables(plan, profiles) + &reasons(plan)
+}
+
+fn tables(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> String {
+    format!(
+        "{}\n{}\n{}\n{}\nPredicted memory, MiB\n{}\n\nPredicted round, s\n{}\n",
+        choices(plan),
+        deadline(plan),
+        optimality(plan),
+        settings(plan),
+        memory_table(plan, profiles),
+        time_table(plan)
+    )
+}
+
+/// What was left to FedPipe, a line each.
+fn settings(plan: &Plan) -> String {
+    let title = if plan.chosen.is_empty() { "" } else { "Settings left to FedPipe:\n" };
+    plan.chosen.iter().fold(title.into(), |out, chosen| format!("{out}  - {chosen}\n"))
+}
+
+fn reasons(plan: &Plan) -> String {
+    let mut out = String::new();
     for silo in plan.silos.values() {
-        let _ = write!(out, "\n{}: ranks\n{}", silo.silo, ranks(&grid, silo));
+        let _ = writeln!(out, "\n{}", silo.silo);
         for reason in &silo.reasons {
             let _ = writeln!(out, "  - {reason}");
         }
@@ -154,25 +123,11 @@ fn deadline(plan: &Plan) -> String {
     format!("Deadline of a round: {:.1} s ({}).", plan.deadline_s, plan.deadline_reason)
 }
 
-/// A row a silo.
-fn table(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> Table {
+/// What each silo was given, a row a silo.
+fn choices(plan: &Plan) -> Table {
     let mut table = Table::new();
-    table.load_style(TERMINAL).set_header([
-        "silo",
-        "weights",
-        "ranks",
-        "batch",
-        "base",
-        "recompute",
-        "memory MiB",
-        "of MiB",
-        "round s",
-        "compute s",
-        "transfer s",
-    ]);
+    table.load_style(TERMINAL).set_header(["silo", "weights", "ranks", "batch", "base", "recompute"]);
     for silo in plan.silos.values() {
-        let budget = profiles.get(&silo.silo).map_or_else(|| "?".into(), |profile| profile.memory_mib.to_string());
-        let transfer = silo.time.download + silo.time.upload;
         table.add_row([
             silo.silo.to_string(),
             silo.ranks.len().to_string(),
@@ -180,12 +135,59 @@ fn table(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> Table {
             silo.batch_size.to_string(),
             silo.base_format.to_string(),
             if silo.recompute { "yes" } else { "no" }.to_string(),
-            format!("{:.0}", mib(silo.memory.total())),
-            budget,
-            format!("{:.1}", silo.time.total()),
-            format!("{:.1}", silo.time.total() - transfer),
-            format!("{transfer:.1}"),
         ]);
+    }
+    right_aligned(&mut table);
+    table
+}
+
+/// The cost model's terms of memory in MiB, by name.
+pub fn memory_terms(memory: &MemoryTerms) -> [(&'static str, f64); 6] {
+    let MemoryTerms { base, adapters, gradients, optimizer, activations, workspace } = *memory;
+    [
+        ("base", mib(base)),
+        ("adapters", mib(adapters)),
+        ("gradients", mib(gradients)),
+        ("optimizer", mib(optimizer)),
+        ("activations", mib(activations)),
+        ("workspace", mib(workspace)),
+    ]
+}
+
+/// The cost model's terms of a round in seconds, by name.
+pub fn time_terms(time: &TimeTerms) -> [(&'static str, f64); 6] {
+    let TimeTerms { forward, backward, adapter, fixed, download, upload } = *time;
+    [
+        ("forward", forward),
+        ("backward", backward),
+        ("adapters", adapter),
+        ("steps", fixed),
+        ("download", download),
+        ("upload", upload),
+    ]
+}
+
+fn memory_table(plan: &Plan, profiles: &BTreeMap<SiloId, SiloProfile>) -> Table {
+    let budget =
+        |silo: &SiloPlan| profiles.get(&silo.silo).map_or_else(|| "?".into(), |profile| profile.memory_mib.to_string());
+    terms(plan, &["of"], |silo| (memory_terms(&silo.memory), vec![budget(silo)]))
+}
+
+fn time_table(plan: &Plan) -> Table {
+    terms(plan, &[], |silo| (time_terms(&silo.time), vec![]))
+}
+
+/// A row a silo, a column a term, then their sum and what else is said.
+fn terms(plan: &Plan, more: &[&str], of: impl Fn(&SiloPlan) -> ([(&'static str, f64); 6], Vec<String>)) -> Table {
+    let mut table = Table::new();
+    table.load_style(TERMINAL);
+    for silo in plan.silos.values() {
+        let (terms, beside) = of(silo);
+        let names = terms.iter().map(|(name, _)| *name);
+        table.set_header(std::iter::once("silo").chain(names).chain(["in all"]).chain(more.iter().copied()));
+        let all: f64 = terms.iter().map(|(_, value)| value).sum();
+        let values = terms.iter().map(|(_, value)| *value).chain([all]).map(|value| format!("{value:.1}"));
+        table.add_row(std::iter::once(silo.silo.to_string()).chain(values).chain(beside));
     }
     right_aligned(&mut table);
     table
@@ -200,31 +202,6 @@ fn span<'a>(ranks: impl Iterator<Item = &'a usize> + Clone) -> String {
     }
 }
 
-/// A line for every kind of weight of the federation, the silo's ranks by layer; a dot where it does not train.
-fn ranks(grid: &WeightGrid, silo: &SiloPlan) -> String {
-    let width = grid.kinds.iter().map(|kind| grid.name(kind).chars().count()).max().unwrap_or(0).max("layer".len());
-    let mut out = format!("  {:<width$}", "layer");
-    for layer in &grid.layers {
-        let _ = write!(out, "{layer:>4}");
-    }
-    for kind in &grid.kinds {
-        let _ = write!(out, "\n  {:<width$}", grid.name(kind));
-        for layer in grid.columns(kind) {
-            match silo.ranks.get(&grid.weight(kind, layer)) {
-                Some(rank) => out.push_str(&format!("{rank:>4}")),
-                None => out.push_str("   ·"),
-            }
-        }
-    }
-    out.push('\n');
-    out
-}
-
-/// The weights that any silo trains.
-fn grid(plan: &Plan) -> WeightGrid {
-    WeightGrid::of(plan.silos.values().flat_map(|silo| silo.ranks.keys()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,8 +209,8 @@ mod tests {
 
     #[test]
     fn the_plan_reads_well() {
-        let state = fixture::state();
-        insta::assert_snapshot!(text(&state.plan, &state.profiles));
+        let look = Look { width: 100, colour: false };
+        insta::assert_snapshot!(text(&fixture::state(), &fixture::model(), look));
     }
 
     /// One silo with more memory, one that computes again and trains a weight less, the others as before.
@@ -258,27 +235,5 @@ mod tests {
         let said = difference(&plan, &plan);
         assert!(said.ends_with("\n\nAs before: bank, clinic, edge, factory.\n"), "{said}");
         assert_eq!(said.lines().count(), 3, "{said}");
-    }
-
-    #[test]
-    fn paths_are_split_at_the_layer() {
-        let parts = |path: &str| {
-            let id = WeightId::new(path);
-            let (before, layer, after) = split(&id);
-            (before.to_string(), layer, after.to_string())
-        };
-        let expected = ("encoder.block".to_string(), Some(3), "layer.0.SelfAttention.q".to_string());
-        assert_eq!(parts("encoder.block.3.layer.0.SelfAttention.q"), expected);
-        assert_eq!(parts("lm_head"), ("lm_head".to_string(), None, String::new()));
-        assert_eq!(parts("0.weight"), ("0.weight".to_string(), None, String::new()));
-    }
-
-    #[test]
-    fn two_stacks_keep_their_names_apart() {
-        let weights = ["encoder.block.0.q", "decoder.block.1.q", "lm_head"].map(WeightId::from);
-        let grid = WeightGrid::of(&weights);
-        let names: Vec<_> = grid.kinds.iter().map(|kind| grid.name(kind).into_owned()).collect();
-        assert_eq!(names, ["decoder.block.*.q", "encoder.block.*.q", "lm_head"]);
-        assert_eq!(grid.weight(grid.kinds.first().unwrap(), 1), weights[1]);
     }
 }

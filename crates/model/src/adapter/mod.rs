@@ -2,7 +2,7 @@
 
 mod singular;
 
-pub(crate) use singular::{Sensitivity, Triplets};
+pub(crate) use singular::{Sensitivity, Triplets, normalised};
 
 use crate::parameters::{ParameterId, Parameters};
 use fedpipe_core::{Adapter, LowRank, Matrix, Purpose, Seed, WeightId};

@@ -146,12 +146,15 @@ impl Sensitivity {
 
     /// The score of every weight, divided by their sum; equal shares when nothing mattered.
     pub(crate) fn scores(&self) -> BTreeMap<WeightId, f64> {
-        let raw: BTreeMap<_, _> =
-            self.entries.iter().map(|(id, entries)| (id.clone(), weight_score(entries))).collect();
-        let total: f64 = raw.values().sum();
-        let equal = 1.0 / raw.len().max(1) as f64;
-        raw.into_iter().map(|(id, s)| (id, if total > 0.0 { s / total } else { equal })).collect()
+        normalised(self.entries.iter().map(|(id, entries)| (id.clone(), weight_score(entries))).collect())
     }
+}
+
+/// Scores divided by their sum; equal shares when nothing mattered.
+pub(crate) fn normalised(scores: BTreeMap<WeightId, f64>) -> BTreeMap<WeightId, f64> {
+    let total: f64 = scores.values().sum();
+    let equal = 1.0 / scores.len().max(1) as f64;
+    scores.into_iter().map(|(id, s)| (id, if total > 0.0 { s / total } else { equal })).collect()
 }
 
 /// Σ_k s(λ_k) + mean_j s(P_jk) + mean_j s(Q_kj): a mean over j of a sum over k is the sum of all over the count of j.

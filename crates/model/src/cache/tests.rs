@@ -1,6 +1,6 @@
 use super::*;
 use crate::data::Targets;
-use fedpipe_core::{Adapter, Head, Seed};
+use fedpipe_core::{Adapter, Head, LearningRate, Seed};
 use half::bf16;
 use proptest::prelude::*;
 use std::convert::Infallible;
@@ -197,7 +197,7 @@ fn prefix_of(trained: &[usize], fixed: &[usize], steps: usize, seed: u64) -> Opt
         recompute: false,
         batch_size: 10,
         steps,
-        learning_rate: (1e-3, 0.0),
+        learning_rate: LearningRate::constant(1e-3),
         weight_decay: 0.0,
         max_grad_norm: 1.0,
         dropout: 0.1,

@@ -3,18 +3,43 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot start has failed")]
 
 use candle_core::{Device, Tensor};
-use fedpipe_core::{Adapter, BaseFormat, CandidateWeight, LowRank, Matrix, Seed, Stop, TrainWork, WeightId};
+use fedpipe_core::{
+    Adapter, BaseFormat, CandidateWeight, Event, LearningRate, LowRank, Matrix, Observer, Seed, Stop, TrainWork,
+    WeightId,
+};
 use fedpipe_model::adapter::{Adapters, Attached, Trained, fresh_head};
 use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::head::HeadKind;
 use fedpipe_model::ops::{OpsKind, Workspace};
 use fedpipe_model::parameters::{ParameterId, Parameters};
-use fedpipe_model::{BaseModel, Objective, StepReport, Training, train};
+use fedpipe_model::{BaseModel, HeapMeter, Objective, StepReport, Training, train};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Of logits, losses and gradients against PyTorch's.
 pub const TOLERANCE: f32 = 1e-4;
+
+/// Measures nothing.
+pub struct NoMeter;
+
+impl HeapMeter for NoMeter {
+    fn current_bytes(&self) -> u64 {
+        0
+    }
+
+    fn peak_bytes(&self) -> u64 {
+        0
+    }
+
+    fn reset_peak(&self) {}
+}
+
+/// Nobody listens.
+pub struct Unheard;
+
+impl Observer for Unheard {
+    fn observe(&self, _: &Event) {}
+}
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures").join(name)
@@ -102,7 +127,7 @@ pub fn check_training(name: &str, base: &BaseModel, steps: usize) {
             base_format,
             batch_size: 4,
             steps,
-            learning_rate: (1e-2, 1e-2),
+            learning_rate: LearningRate::constant(1e-2),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             dropout: 0.0,

@@ -1,7 +1,7 @@
 use super::*;
 use crate::aggregate::{Product, ZeroPad};
-use crate::method::{LocalTraining, Schedule};
-use fedpipe_core::{Aggregator, BaseFormat, Measured, Plan, Seed};
+use crate::method::LocalTraining;
+use fedpipe_core::{Aggregator, BaseFormat, LearningRate, Measured, Plan, Schedule, Seed};
 use fedpipe_testkit::toy_model;
 
 const UPPER: &str = "layer.1.query";
@@ -10,8 +10,7 @@ const LOWER: &str = "layer.0.query";
 fn method(aggregator: &'static dyn Aggregator, server_rank: usize) -> FedPipe {
     let training = LocalTraining {
         rounds: 4,
-        local_steps: 5,
-        learning_rate: 0.8,
+        warmup_ratio: 0.25,
         schedule: Schedule::Linear,
         weight_decay: 0.01,
         max_grad_norm: 1.0,
@@ -52,6 +51,8 @@ fn state() -> RunState {
         profiles: BTreeMap::new(),
         importance: BTreeMap::new(),
         plan: Plan {
+            local_steps: 5,
+            chosen: vec![],
             deadline_s: 1.0,
             deadline_reason: String::new(),
             optimality: Default::default(),
@@ -59,6 +60,7 @@ fn state() -> RunState {
                 .map(|plan| (plan.silo.clone(), plan))
                 .into(),
         },
+        learning_rate: 0.8,
         adapter: Adapter { scaling: 2.0, factors: [(UPPER.into(), diagonal(&[3.0, 2.0, 1.0]))].into(), head },
         history: Vec::new(),
         bytes_up: 0,
@@ -126,8 +128,9 @@ fn a_silo_trains_the_strongest_components_and_applies_the_rest() {
     assert!(c.adapter.factors.is_empty());
     assert_eq!(c.fixed, state().adapter.factors);
     assert_eq!((a.batch_size, a.steps, a.base_format), (2, 5, BaseFormat::Bf16));
-    // Round 2 of 4, from 0.8 to 0: begins at 3/4 and ends at 2/4 of it.
-    assert!((a.learning_rate.0 - 0.6).abs() < 1e-12 && (a.learning_rate.1 - 0.4).abs() < 1e-12);
+    // Round 2 of 4, after a quarter of warm-up.
+    let rate = LearningRate { peak: 0.8, schedule: Schedule::Linear, warmup_steps: 5, total_steps: 20, first_step: 5 };
+    assert_eq!(a.learning_rate, rate);
 }
 
 #[test]

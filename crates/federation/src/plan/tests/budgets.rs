@@ -93,7 +93,7 @@ fn a_cap_on_data_bounds_the_ranks_and_is_among_the_reasons() {
         "{binding}"
     );
     assert!(binding.contains("memory has room") && binding.contains("time has room"), "{binding}");
-    assert!(worth.contains("MiB more data +"), "{worth}");
+    assert!(worth.contains("MiB of data a round: +"), "{worth}");
     assert!(capped(4.0 * 80.0).unwrap().ranks.is_empty());
     let error = capped(4.0 * 70.0).unwrap_err();
     let PlanError::Data { needs_mib, cap_mib, .. } = &error else { panic!("{error}") };

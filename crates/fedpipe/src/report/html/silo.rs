@@ -1,7 +1,8 @@
 //! What was planned, predicted and measured in every silo.
 
-use super::heat::HeatMap;
+use super::{Report, cost};
 use crate::report::format::{bytes, count, hits};
+use crate::report::heat;
 use crate::summary::{Cost, SiloSummary, Summary};
 use fedpipe_core::{RunState, SiloId, SiloRound};
 use maud::{Markup, html};
@@ -67,17 +68,12 @@ fn compared(silo: &SiloSummary, of: fn(&Cost) -> f64, decimals: usize) -> Markup
     }
 }
 
-/// A silo's own card: hardware, plan, memory, reasons, traffic.
-pub fn card(state: &RunState, summary: &Summary, id: &SiloId) -> Markup {
+/// A silo's own card: hardware, plan, traffic, costs, reasons.
+pub fn card(report: &Report<'_>, id: &SiloId) -> Markup {
+    let Report { state, model, summary, .. } = *report;
     let (Some(plan), Some(silo)) = (state.plan.silos.get(id), summary.silos.get(id)) else { return html! {} };
     let rounds = || state.history.iter().flat_map(|round| &round.silos).filter(|silo| &silo.silo == id);
     let sum = |of: fn(&SiloRound) -> u64| rounds().map(of).sum::<u64>();
-    let most = state.plan.silos.values().flat_map(|plan| plan.ranks.values()).copied().max().unwrap_or(1);
-    let ranks = HeatMap {
-        // All candidates, so that every card has the same layout and shows what a silo leaves out.
-        weights: state.importance.keys().chain(plan.ranks.keys()).collect(),
-        cell: &|weight| plan.ranks.get(weight).map(|&rank| (rank as f64 / most as f64, rank.to_string())),
-    };
     html! {
         div class="card" {
             div class="head" {
@@ -103,31 +99,13 @@ pub fn card(state: &RunState, summary: &Summary, id: &SiloId) -> Markup {
                             (format!("{:.0} MiB of memory, {:.0} of disk", cache.ram_mib, cache.disk_mib)) }
                     }
                 }
-                (memory_bar(silo, profile.memory_mib as f64))
+                (cost::memory(plan, silo.measured.map(|cost| cost.memory_mib), profile.memory_mib as f64))
+                (cost::round(plan, silo.measured.map(|cost| cost.round_seconds), state.plan.deadline_s))
             }
-            p class="muted small" { "Rank by layer" }
-            div class="scroll" { (ranks) }
+            div class="scroll" { (heat::inline(&heat::silo_ranks(model, &state.plan, plan))) }
             @if !plan.reasons.is_empty() {
                 ul class="small" { @for reason in &plan.reasons { li { (reason) } } }
             }
-        }
-    }
-}
-
-/// The budget as a frame, the measured memory as a bar in it, the prediction as a mark.
-fn memory_bar(silo: &SiloSummary, budget_mib: f64) -> Markup {
-    let measured = silo.measured.map_or(0.0, |cost| cost.memory_mib);
-    let predicted = silo.predicted.memory_mib;
-    let whole = budget_mib.max(measured).max(predicted).max(f64::MIN_POSITIVE);
-    let at = |mib: f64| format!("{:.1}", mib / whole * 148.0);
-    html! {
-        div class="facts small muted" {
-            svg class="bar" viewBox="0 0 150 14" role="img" aria-label="memory" {
-                rect class="measured" x="1" y="3" height="8" width=(at(measured)) {}
-                line class="predicted" x1=(at(predicted)) x2=(at(predicted)) y1="0" y2="14" {}
-                rect class="budget" x="0.5" y="0.5" height="13" width=(at(budget_mib)) {}
-            }
-            span { (format!("{measured:.0} MiB measured, {predicted:.0} predicted (mark), {budget_mib:.0} allowed (frame)")) }
         }
     }
 }

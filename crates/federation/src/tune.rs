@@ -1,0 +1,209 @@
+//! Settings that nobody should have to choose: each found out from the task and the data, each with its reason.
+//!
+//! The learning rate is found by trying, in [`crate::round::Engine::learning_rate`].
+
+use crate::plan::{PlanError, PlanSettings, plan};
+use fedpipe_core::{Chosen, ModelSpec, Plan, Schedule, SiloId, SiloPlan, SiloProfile, WeightId};
+use std::collections::BTreeMap;
+
+/// Learning rates that are tried, ascending: what LoRA with AdamW is trained at, from the larger models to the smallest.
+pub const LEARNING_RATES: [f64; 4] = [3e-4, 1e-3, 3e-3, 1e-2];
+/// Alpha / r.
+pub const SCALING: f64 = 2.0;
+/// Share of the steps in which the learning rate rises.
+pub const WARMUP_RATIO: f64 = 0.06;
+
+/// Steps of a round that are considered, ascending.
+const LOCAL_STEPS: [usize; 6] = [5, 10, 20, 40, 80, 160];
+/// Share of a round that transfers may take in the median silo.
+const TRANSFER_SHARE: f64 = 0.2;
+/// Lengths come in multiples of this, which is kind to kernels and to the eye.
+const LENGTH_STEP: usize = 16;
+
+fn chosen(key: &str, value: impl ToString, reason: String) -> Chosen {
+    Chosen { key: key.into(), value: value.to_string(), reason }
+}
+
+/// Tokens that texts are cut to: the fewest, in steps of 16, that leave the share `whole` of every silo's texts whole, and no
+/// more than `most`. `lengths` are those of the texts before they are cut; none count for nothing.
+pub fn max_length(lengths: &BTreeMap<SiloId, Vec<usize>>, whole: f64, most: usize) -> (usize, Chosen) {
+    let enough = |of_silo: &Vec<usize>| {
+        let mut sorted = of_silo.clone();
+        sorted.sort_unstable();
+        let place = (whole * sorted.len() as f64).ceil() as usize;
+        sorted.get(place.saturating_sub(1)).copied().unwrap_or(0)
+    };
+    let silos = lengths.iter().map(|(silo, of_silo)| (enough(of_silo), silo));
+    let (needed, silo) = silos.max_by_key(|(needed, _)| *needed).unzip();
+    let needed: usize = needed.unwrap_or(0);
+    let length = needed.max(1).next_multiple_of(LENGTH_STEP).min(most);
+    let tokens = |cut: usize| lengths.values().flatten().map(|&tokens| tokens.min(cut)).sum::<usize>().max(1) as f64;
+    let cut = lengths.values().flatten().filter(|&&tokens| tokens > length).count() as f64;
+    let all = lengths.values().map(Vec::len).sum::<usize>().max(1) as f64;
+    let goal = match silo {
+        Some(silo) if needed <= length && lengths.len() > 1 => {
+            format!("leaves {:.0} % of the texts of every silo whole (most are needed in {silo})", 100.0 * whole)
+        }
+        Some(_) if needed <= length => format!("leaves {:.0} % of the texts whole", 100.0 * whole),
+        _ => format!("the most that there is room for: {:.0} % of some silo's texts need more", 100.0 * (1.0 - whole)),
+    };
+    let reason = format!(
+        "{goal}; {:.1} % of all texts are cut, which leaves {:.1} % of their tokens to compute",
+        100.0 * cut / all,
+        100.0 * tokens(length) / tokens(usize::MAX)
+    );
+    (length, chosen("training.max_length", length, reason))
+}
+
+/// A plan with the fewest steps of a round at which transfers take no more than a fifth of it in the median silo, but no
+/// more than bring the median silo once through its texts: silos that train for long on their own drift apart.
+///
+/// # Errors
+/// When there is no plan even for the fewest steps.
+pub fn plan_with_steps(
+    model: &ModelSpec,
+    profiles: &BTreeMap<SiloId, SiloProfile>,
+    importance: &BTreeMap<WeightId, f64>,
+    settings: &PlanSettings,
+) -> Result<Plan, PlanError> {
+    let of = |local_steps| plan(model, profiles, importance, &PlanSettings { local_steps, ..settings.clone() });
+    let mut steps = LOCAL_STEPS.into_iter();
+    let mut best = of(steps.next().unwrap_or(1))?;
+    let why = loop {
+        let share = median(best.silos.values().map(|silo| (silo.time.download + silo.time.upload) / silo.time.total()));
+        if share <= TRANSFER_SHARE {
+            break format!("transfers take {:.0} % of a round in the median silo", 100.0 * share);
+        }
+        let short = format!("transfers take {:.0} % of a round in the median silo, and more steps", 100.0 * share);
+        let Some(more) = steps.next() else { break format!("{short} are not considered") };
+        let Ok(longer) = of(more) else { break format!("{short} do not fit the deadline") };
+        let passes = median(longer.silos.values().map(|silo| passes(profiles, silo, more)));
+        if passes > 1.0 {
+            break format!("{short} would go through its texts more than once");
+        }
+        best = longer;
+    };
+    let reason = format!("{why}; {:.2} times through its texts a round", median_passes(profiles, &best));
+    best.chosen.push(chosen("training.local_steps", best.local_steps, reason));
+    Ok(best)
+}
+
+fn median_passes(profiles: &BTreeMap<SiloId, SiloProfile>, plan: &Plan) -> f64 {
+    median(plan.silos.values().map(|silo| passes(profiles, silo, plan.local_steps)))
+}
+
+/// How many times a round brings a silo through its texts.
+fn passes(profiles: &BTreeMap<SiloId, SiloProfile>, silo: &SiloPlan, steps: usize) -> f64 {
+    let examples = profiles.get(&silo.silo).map_or(1, |profile| profile.examples.max(1));
+    (steps * silo.batch_size) as f64 / examples as f64
+}
+
+/// The upper one of the middle two where there are two.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Alpha / r, for every rank.
+pub fn scaling() -> (f64, Chosen) {
+    let reason = "alpha twice the rank, as is usual; the learning rate makes up for any other";
+    (SCALING, chosen("adapter.scaling", SCALING, reason.into()))
+}
+
+/// Share of the steps in which the learning rate rises to its peak.
+pub fn warmup_ratio(schedule: Schedule) -> (f64, Chosen) {
+    let ratio = match schedule {
+        Schedule::Linear => WARMUP_RATIO,
+        Schedule::Constant => 0.0,
+    };
+    let reason = match schedule {
+        Schedule::Linear => "AdamW's moments are noise in the first steps; 6 % as in RoBERTa's fine-tuning",
+        Schedule::Constant => "a learning rate that stays has no phases",
+    };
+    (ratio, chosen("training.warmup_ratio", ratio, reason.into()))
+}
+
+/// The learning rate, out of those that were tried: each with its loss, the best first.
+pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<(f64, Chosen)> {
+    let &(rate, loss) = tried.first()?;
+    let next = tried.get(1).map(|(rate, loss)| format!(" ({loss:.3} at {rate}, the next best)"));
+    let reason = format!(
+        "least loss of four rates, {loss:.3}{} in {steps} steps of every silo, merged on the way; tried: {}",
+        next.unwrap_or_default(),
+        LEARNING_RATES.map(|rate| rate.to_string()).join(", ")
+    );
+    Some((rate, chosen("training.learning_rate", rate, reason)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Deadline, Menu, TuningPatterns};
+    use fedpipe_core::BaseFormat;
+    use fedpipe_testkit::{toy_model, toy_profile};
+
+    /// 20 texts of 1 to 20 tokens need 19 for 95 %; a silo of 100 tokens needs all of them.
+    #[test]
+    fn texts_are_cut_where_nearly_all_of_every_silo_are_whole() {
+        let short: Vec<usize> = (1..=20).collect();
+        let alone = BTreeMap::from([("a".into(), short.clone())]);
+        let (length, chosen) = max_length(&alone, 0.95, 512);
+        assert_eq!((length, chosen.value.as_str()), (32, "32"));
+        assert!(chosen.reason.starts_with("leaves 95 % of the texts whole; 0.0 %"));
+        assert_eq!(max_length(&alone, 0.5, 512).0, 16);
+        let both = BTreeMap::from([("a".into(), short), ("b".into(), vec![100; 10])]);
+        assert_eq!(max_length(&both, 0.95, 512).0, 112);
+        let (length, chosen) = max_length(&both, 0.95, 64);
+        assert_eq!(length, 64);
+        // 10 of 30 texts are cut, and 210 + 640 of 210 + 1,000 tokens stay.
+        let reason = "the most that there is room for: 5 % of some silo's texts need more; 33.3 % of all texts are cut, \
+                      which leaves 70.2 % of their tokens to compute";
+        assert_eq!(chosen.reason, reason);
+        assert_eq!(max_length(&BTreeMap::new(), 0.95, 64).0, 16);
+    }
+
+    fn settings(deadline: Deadline) -> PlanSettings {
+        let menu = Menu {
+            batch_sizes: vec![2],
+            formats: vec![BaseFormat::F32],
+            recompute: vec![false],
+            ranks: vec![1, 2],
+            batch_value: 0.1,
+        };
+        let (finish, tuning) = (None, TuningPatterns::default());
+        PlanSettings { menu, server_rank: 2, local_steps: 1, value_bytes: 4.0, deadline, finish, coverage: 1, tuning }
+    }
+
+    #[test]
+    fn a_round_is_long_enough_for_its_transfers_and_no_longer_than_the_texts() {
+        let with = |bandwidth_mbps: f64, examples: u64| {
+            let mut profile = toy_profile("a");
+            (profile.bandwidth_mbps, profile.examples) = (bandwidth_mbps, examples);
+            let profiles = BTreeMap::from([("a".into(), profile)]);
+            plan_with_steps(&toy_model(), &profiles, &BTreeMap::new(), &settings(Deadline::Seconds(1e6))).unwrap()
+        };
+        let fast = with(1e6, 100_000);
+        assert_eq!(fast.local_steps, 5);
+        assert!(fast.chosen[0].reason.starts_with("transfers take 0 % of a round in the median silo; 0.00 times"));
+        let slow = with(1e-3, 100_000);
+        assert!(slow.local_steps > 5);
+        let shares: Vec<f64> = [&fast, &slow].map(|p| p.silos[&"a".into()].time.upload).to_vec();
+        assert!(shares[0] < shares[1]);
+        // 20 texts are seen once in 10 steps of 2.
+        assert_eq!(with(1e-3, 20).local_steps, 10);
+        assert!(with(1e-3, 20).chosen[0].reason.contains("more steps would go through its texts more than once; 1.00"));
+    }
+
+    #[test]
+    fn a_deadline_that_is_given_bounds_the_steps() {
+        let mut profile = toy_profile("a");
+        profile.bandwidth_mbps = 1e-3;
+        let profiles = BTreeMap::from([("a".into(), profile)]);
+        let of =
+            |seconds| plan_with_steps(&toy_model(), &profiles, &BTreeMap::new(), &settings(Deadline::Seconds(seconds)));
+        assert!(of(1e-3).is_err());
+        let plan = of(8.0).unwrap();
+        assert!(plan.chosen[0].reason.contains("more steps do not fit the deadline"), "{:?}", plan.chosen);
+    }
+}
