@@ -86,6 +86,9 @@ pub struct SiloProfile {
     pub speed: f64,
     /// Bandwidth of its link, the same both ways.
     pub bandwidth_mbps: f64,
+    /// MiB that it may send and receive in a round together; none where nobody counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_cap_mib: Option<f64>,
     /// The measured profile of the machine.
     pub device: DeviceProfile,
 }
@@ -94,6 +97,11 @@ impl SiloProfile {
     /// Seconds to move `bytes` over the silo's link.
     pub fn transfer_s(&self, bytes: f64) -> f64 {
         bytes * 8.0 / (self.bandwidth_mbps * 1e6)
+    }
+
+    /// Bytes that it may send and receive in a round together, infinite without a cap.
+    pub fn data_cap_bytes(&self) -> f64 {
+        self.data_cap_mib.map_or(f64::INFINITY, |mib| mib * f64::from(1 << 20))
     }
 
     /// The memory budget in bytes.

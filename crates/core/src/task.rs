@@ -177,6 +177,8 @@ pub enum FailureKind {
     Gone,
     /// It ran out of memory.
     OutOfMemory,
+    /// Its task and its update together are more than it may send and receive in a round.
+    TooMuchData,
     /// It reported an error or panicked.
     Crashed,
     /// It handed back something that is not a valid update.

@@ -1,7 +1,7 @@
 //! How long plans for large federations take, and how far from the best they can be.
 //!
 //! ```text
-//! cargo run --release -p fedpipe-federation --example plan_scale -- [--own] [SILOS …]
+//! cargo run --release -p fedpipe-federation --example plan_scale -- [--own] [--capped] [SILOS …]
 //! ```
 //!
 //! Silos of unlike memory, speed, link and texts over a model of 32 layers with seven weights each, of the sizes of
@@ -15,7 +15,7 @@ use fedpipe_core::{
     ActivationFormat, BaseFormat, CandidateWeight, DeviceProfile, LengthStats, MemoryCoefficients, ModelSpec, Seed,
     SiloId, SiloProfile, TimeCoefficients, WeightId,
 };
-use fedpipe_federation::plan::{BATCH_VALUE, Deadline, Importance, Menu, PlanSettings, plan};
+use fedpipe_federation::plan::{BATCH_VALUE, Deadline, Importance, Menu, PlanSettings, TuningPatterns, plan};
 use fedpipe_testkit::toy_model;
 use rand::RngExt;
 
@@ -27,13 +27,15 @@ const FORMATS: [(BaseFormat, f64); 4] =
     [(BaseFormat::Bf16, 2.0), (BaseFormat::Nf8, 1.0625), (BaseFormat::Nf4, 0.5625), (BaseFormat::Nf3, 0.4375)];
 
 fn main() {
+    let capped = std::env::args().any(|argument| argument == "--capped");
     let sizes: Vec<usize> = std::env::args().skip(1).filter_map(|size| size.parse().ok()).collect();
     let sizes = if sizes.is_empty() { vec![10, 100, 1000, 10_000] } else { sizes };
     let own_share = if std::env::args().any(|argument| argument == "--own") { 0.5 } else { 0.0 };
     let (model, federation) = (model(), importance(0));
     println!("| silos | seconds | ms a silo | gap | adapted weights, mean | uncovered |\n|--:|--:|--:|--:|--:|--:|");
     for size in sizes {
-        let silos: BTreeMap<SiloId, SiloProfile> = (0..size).map(silo).map(|silo| (silo.silo.clone(), silo)).collect();
+        let silos: BTreeMap<SiloId, SiloProfile> =
+            (0..size).map(|number| silo(number, capped)).map(|silo| (silo.silo.clone(), silo)).collect();
         let own =
             silos.keys().zip(1..).filter(|_| own_share > 0.0).map(|(silo, seed)| (silo.clone(), importance(seed)));
         let own = own.collect();
@@ -46,7 +48,17 @@ fn main() {
             batch_value: BATCH_VALUE,
         };
         let deadline = Deadline::Auto;
-        let settings = PlanSettings { menu, server_rank: 64, local_steps: 10, value_bytes: 2.0, deadline, coverage: 2 };
+        let (finish, tuning) = (None, TuningPatterns::default());
+        let settings = PlanSettings {
+            menu,
+            server_rank: 64,
+            local_steps: 10,
+            value_bytes: 2.0,
+            deadline,
+            finish,
+            coverage: 2,
+            tuning,
+        };
         let start = Instant::now();
         let plan = match plan(&model, &silos, importance, &settings) {
             Ok(plan) => plan,
@@ -104,7 +116,8 @@ fn importance(seed: u64) -> BTreeMap<WeightId, f64> {
     scores.into_iter().map(|(id, score)| (id, score / all)).collect()
 }
 
-fn silo(number: usize) -> SiloProfile {
+/// With `capped` every third silo has a cap on data: what the merged adapter takes down, and nothing to all of its size up.
+fn silo(number: usize, capped: bool) -> SiloProfile {
     let mut stream = Seed(1 + number as u64).stream();
     let mut spread = |low: f64, high: f64| low * (high / low).powf(stream.random_range(0.0..1.0));
     let memory = |bytes: f64| MemoryCoefficients {
@@ -125,6 +138,7 @@ fn silo(number: usize) -> SiloProfile {
         memory_mib: spread(2048.0, 24_576.0) as u64,
         speed: spread(0.25, 8.0),
         bandwidth_mbps: spread(3.0, 1000.0),
+        data_cap_mib: (capped && number.is_multiple_of(3)).then(|| spread(180.0, 330.0)),
         device: DeviceProfile {
             device: "made up".into(),
             memory: [(ActivationFormat::F32, memory(4.0)), (ActivationFormat::Bf16, memory(2.0))].into(),

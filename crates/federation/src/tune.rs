@@ -139,7 +139,7 @@ pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<(f64, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Deadline, Menu};
+    use crate::plan::{Deadline, Menu, TuningPatterns};
     use fedpipe_core::BaseFormat;
     use fedpipe_testkit::{toy_model, toy_profile};
 
@@ -171,7 +171,8 @@ mod tests {
             ranks: vec![1, 2],
             batch_value: 0.1,
         };
-        PlanSettings { menu, server_rank: 2, local_steps: 1, value_bytes: 4.0, deadline, coverage: 1 }
+        let (finish, tuning) = (None, TuningPatterns::default());
+        PlanSettings { menu, server_rank: 2, local_steps: 1, value_bytes: 4.0, deadline, finish, coverage: 1, tuning }
     }
 
     #[test]

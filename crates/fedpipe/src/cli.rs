@@ -85,7 +85,7 @@ pub struct PlanArgs {
     /// Set one value of the configuration; silos go by their name
     #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Show what this value would change: other memory, speed or bandwidth of a silo, another deadline, other ranks
+    /// Show what this value would change: memory, speed, bandwidth or data cap of a silo, deadline, ranks
     #[arg(long, value_name = "TABLE.KEY=VALUE")]
     pub what_if: Vec<String>,
     /// Print the plan as JSON

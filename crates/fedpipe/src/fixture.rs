@@ -119,7 +119,7 @@ fn profile(&(name, memory_mib, speed, bandwidth_mbps, examples, ..): &Silo) -> S
         step_overhead_s: 1e-3,
     };
     let lengths = LengthStats::of([40, 90, 128]);
-    SiloProfile { silo: name.into(), examples, lengths, memory_mib, speed, bandwidth_mbps, device }
+    SiloProfile { silo: name.into(), examples, lengths, memory_mib, speed, bandwidth_mbps, data_cap_mib: None, device }
 }
 
 fn plan() -> Plan {

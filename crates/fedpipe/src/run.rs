@@ -6,14 +6,14 @@ use crate::device;
 use crate::error::AppError;
 use crate::report::{heat, html, plan as plan_report};
 use crate::run_dir::{RunDir, file};
-use crate::setup::{Setup, model_name};
+use crate::setup::{Setup, model_name, tuning_patterns};
 use crate::summary::Summary;
 use fedpipe_core::{
     Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, PlanChange, RunState,
     Schedule, Seed, SiloId, Stop,
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings};
-use fedpipe_federation::plan::{Deadline, Importance, Menu, PlanSettings};
+use fedpipe_federation::plan::{Deadline, Finish, Importance, Menu, PlanSettings};
 use fedpipe_federation::round::{Adaptation, Engine, Progress, RoundSettings, start};
 use fedpipe_federation::simulate::{SlowsDown, VirtualClock};
 use fedpipe_federation::{aggregate, codec, importance, method, plan, tune};
@@ -284,13 +284,16 @@ fn menu(config: &Config) -> Menu {
 }
 
 fn plan_settings(config: &Config, value_bytes: f64, local_steps: usize) -> PlanSettings {
+    let federation = &config.federation;
     PlanSettings {
         menu: menu(config),
-        server_rank: config.federation.server_rank,
+        server_rank: federation.server_rank,
         local_steps,
         value_bytes,
-        deadline: config.federation.deadline_s.given().map_or(Deadline::Auto, Deadline::Seconds),
+        deadline: federation.deadline_s.given().map_or(Deadline::Auto, Deadline::Seconds),
+        finish: federation.finish_within_h.map(|within_h| Finish { within_h, rounds: federation.rounds }),
         coverage: config.plan.coverage,
+        tuning: tuning_patterns(config),
     }
 }
 
@@ -301,11 +304,13 @@ fn plan_settings(config: &Config, value_bytes: f64, local_steps: usize) -> PlanS
 pub fn check_what_if(config: &Config, other: &Config) -> Result<(), AppError> {
     let mut same = other.clone();
     for (silo, original) in same.silos.iter_mut().zip(&config.silos) {
-        (silo.memory_mib, silo.speed, silo.bandwidth_mbps) =
-            (original.memory_mib, original.speed, original.bandwidth_mbps);
+        (silo.memory_mib, silo.speed, silo.bandwidth_mbps, silo.data_cap_mib) =
+            (original.memory_mib, original.speed, original.bandwidth_mbps, original.data_cap_mib);
     }
     same.plan.clone_from(&config.plan);
     same.federation.deadline_s = config.federation.deadline_s;
+    same.federation.rounds = config.federation.rounds;
+    same.federation.finish_within_h = config.federation.finish_within_h;
     same.federation.server_rank = config.federation.server_rank;
     same.training.local_steps = config.training.local_steps;
     same.training.recompute = config.training.recompute;
@@ -313,9 +318,9 @@ pub fn check_what_if(config: &Config, other: &Config) -> Result<(), AppError> {
     if same == *config {
         return Ok(());
     }
-    let hint = "it takes silos.NAME.memory_mib, speed and bandwidth_mbps, plan.coverage, own_importance, batch_sizes and base_formats, \
-                adapter.ranks, federation.deadline_s and server_rank, training.local_steps and recompute; for all else \
-                use --set";
+    let hint = "it takes silos.NAME.memory_mib, speed, bandwidth_mbps and data_cap_mib, plan.coverage, batch_sizes, \
+                base_formats, always_tune and never_tune, adapter.ranks, federation.deadline_s, finish_within_h, rounds and \
+                server_rank, training.local_steps and recompute; for all else use --set";
     Err(AppError::user("--what-if changes something that is measured or learnt anew").hint(hint))
 }
 
@@ -327,8 +332,8 @@ pub fn what_if(other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, 
     let mut profiles = state.profiles.clone();
     for silo in &other.silos {
         if let Some(profile) = profiles.get_mut(&SiloId::new(&silo.name)) {
-            (profile.memory_mib, profile.speed, profile.bandwidth_mbps) =
-                (silo.memory_mib, silo.speed, silo.bandwidth_mbps);
+            (profile.memory_mib, profile.speed, profile.bandwidth_mbps, profile.data_cap_mib) =
+                (silo.memory_mib, silo.speed, silo.bandwidth_mbps, silo.data_cap_mib);
         }
     }
     let measured: Vec<BaseFormat> = profiles.values().flat_map(|p| p.device.time.keys().copied()).collect();

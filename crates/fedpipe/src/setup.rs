@@ -8,13 +8,14 @@ use crate::task::Task;
 use crate::texts::Loader;
 use fedpipe_core::{Chosen, DeviceProfile, Head, ModelSpec, Purpose, RunState, Seed, SiloId, Trainer};
 use fedpipe_federation::partition::{Examples, Partition};
+use fedpipe_federation::plan::{Tuning, TuningPatterns};
 use fedpipe_model::data::{Columns, DataError, Dataset, Example, Targets};
 use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::{ModelSource, resolve};
 use fedpipe_model::ops::IGNORED;
 use fedpipe_model::{
     BaseModel, CacheSettings, HeapMeter, ProfileSettings, ProfiledTargets, SiloSettings, SiloTrainer,
-    adapter::fresh_head,
+    adapter::fresh_head, limit_threads,
 };
 use fedpipe_transport::LocalTransport;
 use regex::Regex;
@@ -50,8 +51,11 @@ impl Setup {
     /// cache folder.
     ///
     /// # Errors
-    /// When the model or a file cannot be used, or the texts cannot be split as asked.
+    /// When the model or a file cannot be used, the texts cannot be split as asked, `plan.always_tune` or `never_tune` matches
+    /// nothing, or this process computes with other than `training.threads` already.
     pub fn load(config: &Config, loading: &Loading) -> Result<Self, AppError> {
+        // Opening a model computes already.
+        config.training.threads.map_or(Ok(()), limit_threads)?;
         let base = Arc::new(open_model(&config.model)?);
         config.training.max_length.given().map_or(Ok(()), |length| check_length(&base, length))?;
         let columns = columns(config);
@@ -84,11 +88,14 @@ impl Setup {
         let train =
             train.into_iter().map(|(silo, data)| (silo, task.packed(data, &encoder).without_passages())).collect();
         let spec = base.spec(target_modules(config), task.head())?;
+        // A pattern that matches nothing is told before anything is measured.
+        Tuning::of(&tuning_patterns(config), &spec.candidates, &config.adapter.ranks)?;
         let silos = config.silos.iter().map(|silo| SiloSettings {
             silo: SiloId::new(&silo.name),
             memory_mib: silo.memory_mib,
             speed: silo.speed,
             bandwidth_mbps: silo.bandwidth_mbps,
+            data_cap_mib: silo.data_cap_mib,
             cache: config.training.activation_cache.then(|| cache(config)),
         });
         let test = task.packed(loader.encode(&task, &encoder, &mut test)?, &encoder);
@@ -206,6 +213,11 @@ pub fn model_name(source: &config::ModelSource) -> String {
         config::ModelSource::Path { path } => path.display().to_string(),
         config::ModelSource::Hub { hub, .. } => hub.clone(),
     }
+}
+
+/// The weights that a configuration decides about.
+pub(crate) fn tuning_patterns(config: &Config) -> TuningPatterns {
+    TuningPatterns { always: config.plan.always_tune.clone(), never: config.plan.never_tune.clone() }
 }
 
 fn target_modules(config: &Config) -> &[String] {

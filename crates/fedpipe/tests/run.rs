@@ -341,6 +341,23 @@ fn planning_writes_nothing() {
     assert!(text.starts_with("Deadline of a round: ") && text.contains("→ 2"), "{text}");
     let text = world.succeed(&["plan", "run.toml", "--what-if", "silos.north.memory_mib=4096"]);
     assert!(text.contains("As before: "), "{text}");
+    let text = world.succeed(&["plan", "run.toml", "--what-if", "plan.never_tune=[\"*\"]"]);
+    assert!(text.contains("→ none"), "{text}");
+    let text = world.succeed(&["plan", "run.toml", "--what-if", "federation.finish_within_h=1000"]);
+    assert!(text.contains("As before: north, south."), "{text}");
+    let capped = ["--set", "silos.north.data_cap_mib=1000", "--set", "plan.always_tune=[\"query\"]"];
+    let text = world.succeed(&[&["plan", "run.toml"], &capped[..]].concat());
+    assert!(
+        text.contains("MiB sent and received") && text.contains("decided beforehand by plan.always_tune: "),
+        "{text}"
+    );
+    let refused = world.refuse(&["plan", "run.toml", "--what-if", "silos.north.data_cap_mib=0.001"]);
+    assert!(refused.contains("silo north: the smallest plan (head only) moves up to "), "{refused}");
+    let refused = world.refuse(&["plan", "run.toml", "--set", "plan.never_tune=[\"querry\"]"]);
+    assert!(
+        refused.contains("plan.never_tune: no weight that may be adapted matches `querry`; there are"),
+        "{refused}"
+    );
     let refused = world.refuse(&["plan", "run.toml", "--what-if", "training.max_length=8"]);
     assert!(refused.contains("--what-if changes something that is measured or learnt anew"), "{refused}");
     assert!(!world.path("runs").exists());
@@ -350,6 +367,18 @@ fn planning_writes_nothing() {
     assert!(drawing.starts_with("<svg xmlns=") && drawing.contains("north"), "{drawing}");
     let refused = world.refuse(&["plan", "run.toml", "--svg", "nowhere/plan.svg"]);
     assert!(refused.contains("nowhere/plan.svg: "), "{refused}");
+}
+
+#[test]
+fn a_cap_on_threads_has_a_profile_of_its_own() {
+    let world = World::new();
+    let profile =
+        |threads: &str| world.succeed(&["profile", "run.toml", "--set", &format!("training.threads={threads}")]);
+    assert!(profile("1").contains(", 1 threads, "));
+    let kept = || fs::read_dir(world.path("cache/profiles")).unwrap().count();
+    assert_eq!((kept(), profile("1").len() > 1, kept()), (1, true, 1));
+    let all = world.succeed(&["profile", "run.toml"]);
+    assert_eq!(kept(), if all.contains(", 1 threads, ") { 1 } else { 2 });
 }
 
 #[test]

@@ -47,6 +47,14 @@ pub enum Error {
         /// The kinds that there are.
         available: String,
     },
+    /// A cap on threads that comes too late.
+    #[error("{asked} threads are asked for, and this process computes with {has} already")]
+    Threads {
+        /// Threads that the cap allows.
+        asked: usize,
+        /// Threads that there are.
+        has: usize,
+    },
     /// An adapter that does not fit the model.
     #[error("the adapter does not fit the model: {0}")]
     Misfit(String),

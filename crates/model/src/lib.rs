@@ -31,7 +31,7 @@ pub use base::BaseModel;
 pub use cache::{CacheLimits, Prefix, PrefixCache};
 pub use error::Error;
 pub use evaluate::{Prediction, evaluate, logits, predict};
-pub use pool::on_pool;
+pub use pool::{limit_threads, on_pool};
 pub use profile::{HeapMeter, ProfileSettings, ProfiledTargets, device_name, measure_device};
 pub use silo::{CacheSettings, SiloSettings, SiloTrainer};
 pub use task::Objective;

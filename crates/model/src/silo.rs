@@ -26,6 +26,8 @@ pub struct SiloSettings {
     pub speed: f64,
     /// Bandwidth of its link in Mbit/s.
     pub bandwidth_mbps: f64,
+    /// MiB that it may send and receive in a round together.
+    pub data_cap_mib: Option<f64>,
     /// How the output of frozen layers is kept; `None` when it is not.
     pub cache: Option<CacheSettings>,
 }
@@ -154,6 +156,7 @@ impl Trainer for SiloTrainer {
             memory_mib: self.settings.memory_mib,
             speed: self.settings.speed,
             bandwidth_mbps: self.settings.bandwidth_mbps,
+            data_cap_mib: self.settings.data_cap_mib,
             device: (*self.device).clone(),
         })
     }
@@ -225,7 +228,14 @@ mod tests {
     fn trainer(cache: Option<CacheSettings>) -> SiloTrainer {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/bert-tiny");
         let base = Arc::new(BaseModel::open(&folder).unwrap());
-        let settings = SiloSettings { silo: "a".into(), memory_mib: 1, speed: 1.0, bandwidth_mbps: 1.0, cache };
+        let settings = SiloSettings {
+            silo: "a".into(),
+            memory_mib: 1,
+            speed: 1.0,
+            bandwidth_mbps: 1.0,
+            data_cap_mib: None,
+            cache,
+        };
         let candidates = base.outline().candidates.clone();
         let data = Dataset::pack(&[vec![2, 5, 3], vec![2, 3]], Targets::Classes(vec![0, 1]));
         let device = DeviceProfile {

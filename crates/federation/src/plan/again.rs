@@ -2,7 +2,7 @@
 
 use super::choose::{Choice, Search, shortfall};
 use super::table::Weights;
-use super::{DEADLINE_SHARE, EXPLAINED_SILOS, Frame, Importance, PlanError, PlanSettings};
+use super::{DEADLINE_SHARE, EXPLAINED_SILOS, Frame, Importance, PlanError, PlanSettings, Tuning};
 use super::{View, check, coverage, explain, problem, problem_of, refusal};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
@@ -26,23 +26,24 @@ pub fn again<'a>(
     let importance = importance.into();
     check(settings, &importance)?;
     let budget = plan.deadline_s * DEADLINE_SHARE;
+    let tuning = Tuning::of(&settings.tuning, &model.candidates, &settings.menu.ranks)?;
     let any = profiles.values().next().ok_or(PlanError::NoSilos)?;
-    let shared = Weights::of(&problem(model, any, importance.federation, settings, budget));
+    let shared = Weights::of(&problem(model, any, importance.federation, settings, &tuning, budget));
     let mut covered = Covered::of(model, &shared, profiles, settings.coverage, plan);
     let mut refused = Vec::new();
     for silo in silos {
         let Some(profile) = profiles.get(silo) else { continue };
         let view = View::of(model, profile, &importance, &shared);
-        let problem = problem_of(model, &view, settings, budget);
+        let problem = problem_of(model, &view, settings, &tuning, budget);
         let search = Search::new(&problem, &view.weights);
         let bonus = covered.bonus(silo, search.no_bonus(), plan);
         let Some(found) = search.best(&bonus, |_| true) else {
-            refused.push((silo.clone(), refusal(profile, plan.deadline_s, shortfall(&problem))));
+            refused.push((silo.clone(), refusal(&problem, plan.deadline_s, shortfall(&problem))));
             continue;
         };
         let apart = bonus.iter().all(|&gain| gain == 0.0);
         let reasons = explain::reasons(&search, &found, apart, profiles.len() <= EXPLAINED_SILOS, plan.deadline_s);
-        let Choice { frame, ranks, memory, time, objective } = found.best;
+        let Choice { frame, ranks, memory, time, objective, data: _ } = found.best;
         let Frame { batch_size, base_format, recompute } = frame;
         let silo = silo.clone();
         let new = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
@@ -114,6 +115,7 @@ impl<'a> Covered<'a> {
 mod tests {
     use super::super::{Deadline, Menu, plan};
     use super::*;
+    use crate::plan::TuningPatterns;
     use fedpipe_core::BaseFormat;
     use fedpipe_testkit::{toy_model, toy_profile};
 
@@ -126,7 +128,8 @@ mod tests {
             batch_value: 0.1,
         };
         let deadline = Deadline::Seconds(deadline_s);
-        PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, coverage }
+        let (finish, tuning) = (None, TuningPatterns::default());
+        PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, finish, coverage, tuning }
     }
 
     fn importance() -> BTreeMap<WeightId, f64> {

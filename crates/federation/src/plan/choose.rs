@@ -2,7 +2,7 @@
 //! budgets.
 //!
 //! maximise  J = Σ_m I_m·u(r_m) − penalty(f) + β·log₂(b/b_min)/log₂(b_max/b_min)
-//! subject to memory(b, f, c, r) ≤ memory budget and time(b, f, c, r) ≤ time budget,
+//! subject to memory(b, f, c, r) ≤ memory budget, time(b, f, c, r) ≤ time budget and data(r) ≤ data budget,
 //!
 //! with I_m the importance of weight m and u(r) = log₂(1 + r)/log₂(1 + r_max): concave, 0 for a frozen weight and 1 for the
 //! largest rank of the menu. The objective and its constants are this project's own choice: arXiv 2404.06448 states the
@@ -10,19 +10,18 @@
 //! a larger batch, a finer format or ranks that the time allows.
 //!
 //! Memory and time jump with batch, format, recomputation and the lowest adapted layer; what is left is a multiple-choice
-//! knapsack with two resources, and u is concave and the costs of a rank are convex, so every weight's menu is its own
+//! knapsack with three resources, and u is concave and the costs of a rank are convex, so every weight's menu is its own
 //! concave hull. [`Search`] looks through the branches by their bounds, [`Knapsack`] makes a plan of one. Tests hold it
 //! against brute force.
 
 use super::cost::{CostModel, Frame};
 use super::dual::{Bonus, Prices};
 use super::exact::{Chosen, Variant};
-use super::table::{FrameTable, Row, Weights};
+use super::knapsack::Knapsack;
+use super::table::{Cost, FrameTable, Row, Weights};
+use super::tuning::Tuning;
 use fedpipe_core::{BaseFormat, MemoryTerms, TimeTerms, WeightId};
 use std::collections::BTreeMap;
-
-/// Most passes of exchanges over the weights; few are needed.
-const EXCHANGE_PASSES: usize = 8;
 
 /// β when nobody says otherwise: the largest batch is worth about an eighth of the largest ranks.
 pub const BATCH_VALUE: f64 = 0.12;
@@ -85,10 +84,14 @@ pub struct SiloProblem<'a> {
     pub importance: &'a BTreeMap<WeightId, f64>,
     /// What to choose from.
     pub menu: &'a Menu,
+    /// Weights that have to train, and such that must not.
+    pub tuning: &'a Tuning,
     /// Memory in bytes.
     pub memory_budget: f64,
     /// Seconds of a round, transfers included; infinite without a deadline.
     pub time_budget: f64,
+    /// Bytes of values that may travel in a round, both ways together; infinite without a cap.
+    pub data_budget: f64,
 }
 
 /// A silo's best choice.
@@ -102,6 +105,8 @@ pub struct Choice {
     pub memory: MemoryTerms,
     /// Predicted time of a round.
     pub time: TimeTerms,
+    /// Predicted bytes of values that travel in a round, both ways together.
+    pub data: f64,
     /// J.
     pub objective: f64,
 }
@@ -113,7 +118,7 @@ pub struct Found {
     pub best: Choice,
     /// No choice has a higher objective.
     pub bound: f64,
-    /// What memory and time are worth at the margin.
+    /// What memory, time and data are worth at the margin.
     pub prices: ShadowPrices,
 }
 
@@ -125,6 +130,8 @@ pub struct ShadowPrices {
     pub gib: f64,
     /// Objective a second of the round.
     pub second: f64,
+    /// Objective a MiB that travels.
+    pub mib: f64,
 }
 
 /// Why a silo has no choice.
@@ -140,6 +147,11 @@ pub enum Shortfall {
         /// Seconds of the fastest plan.
         needs: f64,
     },
+    /// The smallest plan moves this many bytes, more than the budget.
+    Data {
+        /// Bytes that the smallest plan moves.
+        needs: f64,
+    },
     /// None of the formats was measured on the silo.
     Unmeasured,
 }
@@ -153,20 +165,26 @@ impl<'a> SiloProblem<'a> {
 
     /// The choice that these decisions make; `None` when the format was not measured.
     pub fn evaluate(&self, frame: Frame, ranks: BTreeMap<WeightId, usize>) -> Option<Choice> {
-        let (memory, time) = self.cost.round(&self.cost.load(&ranks), frame)?;
+        let load = self.cost.load(&ranks);
+        let (memory, time) = self.cost.round(&load, frame)?;
         let objective = self.objective(frame, &ranks);
-        Some(Choice { frame, ranks, memory, time, objective })
+        Some(Choice { frame, ranks, memory, time, data: self.cost.data(&load), objective })
     }
 
-    /// Whether a choice keeps both budgets, up to rounding.
+    /// Whether a choice keeps all budgets, up to rounding.
     pub fn fits(&self, choice: &Choice) -> bool {
-        let [memory, time] = self.budgets();
-        choice.memory.total() <= memory && choice.time.total() <= time
+        let used = [choice.memory.total(), choice.time.total(), choice.data];
+        used.iter().zip(self.budgets()).all(|(used, budget)| *used <= budget)
     }
 
-    /// Bytes and seconds, up to rounding: a deadline may be just the time that a plan takes.
-    pub(super) fn budgets(&self) -> [f64; 2] {
-        [self.memory_budget, self.time_budget].map(|budget| budget * (1.0 + 1e-9))
+    /// Bytes, seconds and bytes that travel, up to rounding: a deadline may be just the time that a plan takes.
+    pub(super) fn budgets(&self) -> Cost {
+        [self.memory_budget, self.time_budget, self.data_budget].map(|budget| budget * (1.0 + 1e-9))
+    }
+
+    /// The smallest plan over a frame: what has to train at its smallest rank. Any other takes more of everything.
+    fn smallest(&self, frame: Frame) -> Option<Choice> {
+        self.evaluate(frame, self.tuning.always.clone())
     }
 
     /// Frames from the largest batch and the finest format down, keeping before computing again: the order in which ties
@@ -194,7 +212,8 @@ impl<'a> SiloProblem<'a> {
 /// upper layers.
 ///
 /// # Errors
-/// When not even a head alone on the smallest batch keeps the budgets, with what it would take.
+/// When not even the smallest plan keeps the budgets, with what it would take: a head alone, or with the weights that have to
+/// train at their smallest ranks.
 pub fn choose(problem: &SiloProblem<'_>) -> Result<Found, Shortfall> {
     best(&Weights::of(problem), problem)
 }
@@ -207,14 +226,14 @@ pub(super) fn best(weights: &Weights, problem: &SiloProblem<'_>) -> Result<Found
 
 /// Whether there is any choice at all.
 pub(super) fn feasible(problem: &SiloProblem<'_>) -> Result<(), Shortfall> {
-    let fits = |frame| problem.evaluate(frame, BTreeMap::new()).is_some_and(|head_only| problem.fits(&head_only));
+    let fits = |frame| problem.smallest(frame).is_some_and(|smallest| problem.fits(&smallest));
     if problem.frames().any(fits) { Ok(()) } else { Err(shortfall(problem)) }
 }
 
 /// A gap that is not worth another look where there are many weights; what is left of it is told.
 const CLOSE_ENOUGH: f64 = 2e-4;
 /// So many weights are few: their plans are improved as long as anything helps.
-const FEW_WEIGHTS: usize = 64;
+pub(super) const FEW_WEIGHTS: usize = 64;
 /// Objectives nearer than this are equal.
 const EQUAL: f64 = 1e-12;
 
@@ -233,6 +252,7 @@ pub(super) struct Search<'p, 'a> {
 struct Branch {
     frame: usize,
     lowest: usize,
+    room: Cost,
     bound: f64,
     open: bool,
 }
@@ -277,8 +297,9 @@ impl<'p, 'a> Search<'p, 'a> {
         let mut branches = Vec::new();
         for (frame, table) in self.frames.iter().enumerate().filter(|(_, table)| allowed(table.frame)) {
             let bounds = table.bounds(self.weights, bonus, Prices::default());
-            let fitting = bounds.into_iter().enumerate().rev().filter(|(_, bound)| bound.is_finite());
-            branches.extend(fitting.map(|(lowest, bound)| Branch { frame, lowest, bound, open: true }));
+            let fitting = bounds.into_iter().zip(&table.room).enumerate().rev();
+            let fitting = fitting.filter_map(|(lowest, (bound, room))| Some((lowest, bound, (*room)?)));
+            branches.extend(fitting.map(|(lowest, bound, room)| Branch { frame, lowest, room, bound, open: true }));
         }
         let close_enough = if self.weights.rows.len() <= FEW_WEIGHTS { EQUAL } else { CLOSE_ENOUGH };
         let mut best: Option<Leaf> = None;
@@ -294,19 +315,20 @@ impl<'p, 'a> Search<'p, 'a> {
             // The first of the highest.
             let next = open.reduce(|most, other| if other.1.bound > most.1.bound { other } else { most });
             let Some((index, _)) = next else { break };
-            let Branch { frame, lowest, .. } = branches[index];
+            let Branch { frame, lowest, room, .. } = branches[index];
             branches[index].open = false;
-            let Some((bound, prices)) = self.frames[frame].relaxed(self.weights, bonus, lowest) else { continue };
+            let (bound, prices) = self.frames[frame].relaxed(self.weights, bonus, lowest, room);
             branches[index].bound = branches[index].bound.min(bound);
             if beats(index, &branches[index]) {
-                let mut knapsack = Knapsack::new(self.weights, &self.frames[frame], bonus, lowest, prices);
+                let mut knapsack = Knapsack::new(self.weights, &self.frames[frame], bonus, (lowest, room), prices);
                 knapsack.improve();
-                let objective = self.frames[frame].value + knapsack.value();
+                let (level, value) = knapsack.into_parts();
+                let objective = self.frames[frame].value + value;
                 let better = best.as_ref().is_none_or(|best| {
                     objective > best.objective + EQUAL || objective > best.objective - EQUAL && index < best.branch
                 });
                 if better {
-                    best = Some(Leaf { branch: index, level: knapsack.filling.level, objective, prices });
+                    best = Some(Leaf { branch: index, level, objective, prices });
                 }
             }
             self.tighten(&mut branches, bonus, prices);
@@ -321,7 +343,9 @@ impl<'p, 'a> Search<'p, 'a> {
     /// The variants that may be better than an outcome's plan by `slack` less than its bound is, for a solver.
     pub(super) fn variants(&self, outcome: &Outcome, slack: f64) -> Vec<Variant<'_>> {
         let within = outcome.branches.iter().filter(|branch| branch.bound >= outcome.bound - slack - EQUAL);
-        within.map(|branch| Variant { table: &self.frames[branch.frame], lowest: branch.lowest }).collect()
+        let variant =
+            |branch: &Branch| Variant { table: &self.frames[branch.frame], lowest: branch.lowest, room: branch.room };
+        within.map(variant).collect()
     }
 
     /// The choice that a solver made among variants.
@@ -345,8 +369,8 @@ impl<'p, 'a> Search<'p, 'a> {
     /// An outcome's plan.
     pub(super) fn found(&self, outcome: &Outcome) -> Option<Found> {
         let Outcome { branches, best, bound } = outcome;
-        let Prices([byte, second]) = best.prices;
-        let prices = ShadowPrices { gib: byte * f64::from(1 << 30), second };
+        let Prices([byte, second, moved]) = best.prices;
+        let prices = ShadowPrices { gib: byte * f64::from(1 << 30), second, mib: moved * f64::from(1 << 20) };
         let best = self.choice(self.frames[branches[best.branch].frame].frame, &best.level)?;
         Some(Found { best, bound: *bound, prices })
     }
@@ -361,222 +385,17 @@ impl<'p, 'a> Search<'p, 'a> {
     }
 }
 
-/// The smallest plans are a head alone: any adapted weight takes more memory and time.
+/// What the smallest plans lack; data first, which no frame changes.
 pub(super) fn shortfall(problem: &SiloProblem<'_>) -> Shortfall {
-    let heads: Vec<Choice> = problem.frames().filter_map(|frame| problem.evaluate(frame, BTreeMap::new())).collect();
+    let smallest: Vec<Choice> = problem.frames().filter_map(|frame| problem.smallest(frame)).collect();
     let least = |of: &dyn Fn(&Choice) -> f64, among: &dyn Fn(&Choice) -> bool| {
-        heads.iter().filter(|c| among(c)).map(of).min_by(f64::total_cmp)
+        smallest.iter().filter(|c| among(c)).map(of).min_by(f64::total_cmp)
     };
     let memory = |c: &Choice| c.memory.total();
-    match least(&|c| c.time.total(), &|c| memory(c) <= problem.budgets()[0]) {
-        Some(needs) => Shortfall::Time { needs },
-        None => least(&memory, &|_| true).map_or(Shortfall::Unmeasured, |needs| Shortfall::Memory { needs }),
-    }
-}
-
-/// One step of a weight's rank to the next of the menu.
-struct Move {
-    /// Ranks that it adds to the weight's layer.
-    added: usize,
-    value: f64,
-    memory: f64,
-    time: f64,
-}
-
-/// Ranks for the weights at or above one layer, with the frame given.
-struct Knapsack {
-    /// The layer of every weight and its moves, from the top layer down, so that ties go to the upper layers.
-    weights: Vec<(usize, Vec<Move>)>,
-    /// Bytes a unit of rank in the layer that has most of them ([`FrameTable::bytes_per_largest_rank`]).
-    bytes_per_largest_rank: f64,
-    filling: Filling,
-}
-
-/// What a knapsack holds.
-#[derive(Clone)]
-struct Filling {
-    /// Moves made on each weight.
-    level: Vec<usize>,
-    /// Sum of the ranks of each layer.
-    layer_ranks: Vec<usize>,
-    /// Bytes and seconds that the moves have left.
-    memory: f64,
-    time: f64,
-}
-
-impl Knapsack {
-    /// With what the weights choose at these prices, less what does not fit.
-    fn new(weights: &Weights, table: &FrameTable, bonus: Bonus<'_>, lowest: usize, prices: Prices) -> Self {
-        let rows = &weights.rows[..weights.at_or_above[lowest]];
-        let moves = rows.iter().zip(bonus).map(|(row, &bonus)| {
-            // A weight gains its bonus with its first rank.
-            let (mut from, mut worth, mut spent) = (0, -bonus, [0.0; 2]);
-            let choices = weights.ranks(row).iter().zip(weights.values(row)).zip(table.costs(row));
-            let moves = choices.map(|((&rank, value), &cost)| {
-                let made = Move {
-                    added: rank - from,
-                    value: row.importance * value - worth,
-                    memory: cost[0] - spent[0],
-                    time: cost[1] - spent[1],
-                };
-                (from, worth, spent) = (rank, row.importance * value, cost);
-                made
-            });
-            (row.layer, moves.collect())
-        });
-        let [memory, time] = table.room[lowest].unwrap_or([f64::NEG_INFINITY; 2]);
-        let mut knapsack = Self {
-            weights: moves.collect(),
-            bytes_per_largest_rank: table.bytes_per_largest_rank,
-            filling: Filling { level: vec![0; rows.len()], layer_ranks: vec![0; weights.layers()], memory, time },
-        };
-        for (index, place) in table.chosen(weights, bonus, lowest, prices).into_iter().enumerate() {
-            (0..place).for_each(|_| knapsack.raise(index));
-        }
-        while knapsack.memory() < 0.0 || knapsack.filling.time < 0.0 {
-            let Some(least) = knapsack.least_move(usize::MAX) else { break };
-            knapsack.lower(least);
-        }
-        knapsack
-    }
-
-    /// Fills up and, where the weights are few, exchanges.
-    fn improve(&mut self) {
-        self.fill();
-        if self.weights.len() <= FEW_WEIGHTS {
-            self.exchange();
-        }
-    }
-
-    fn largest_ranks(&self) -> usize {
-        self.filling.layer_ranks.iter().copied().max().unwrap_or(0)
-    }
-
-    /// Bytes that are left.
-    fn memory(&self) -> f64 {
-        self.filling.memory - self.bytes_per_largest_rank * self.largest_ranks() as f64
-    }
-
-    /// Makes the move of most value for the largest share of a remaining budget that it takes, while one fits.
-    fn fill(&mut self) {
-        while let Some(weight) = self.best_move() {
-            self.raise(weight);
-        }
-    }
-
-    fn best_move(&self) -> Option<usize> {
-        let mut best: Option<(usize, f64)> = None;
-        let (memory_left, time_left, largest) = (self.memory(), self.filling.time, self.largest_ranks());
-        for (index, (layer, moves)) in self.weights.iter().enumerate() {
-            let Some(next) = moves.get(self.filling.level[index]) else { continue };
-            let above_largest = (self.filling.layer_ranks[*layer] + next.added).saturating_sub(largest);
-            let memory = next.memory + self.bytes_per_largest_rank * above_largest as f64;
-            if next.value <= 0.0 || memory > memory_left || next.time > time_left {
-                continue;
-            }
-            let share = (memory / memory_left).max(next.time / time_left).max(f64::MIN_POSITIVE);
-            let gain = next.value / share;
-            if best.is_none_or(|(_, most)| gain > most) {
-                best = Some((index, gain));
-            }
-        }
-        best.map(|(index, _)| index)
-    }
-
-    /// Exchanges while they gain: a greedy fill ends with room that no single move fits into. An exchange either takes
-    /// one, two, … moves of a weight back and fills the room without that weight, or makes a weight's next move first
-    /// and takes back from the others what they can best do without.
-    fn exchange(&mut self) {
-        for _ in 0..EXCHANGE_PASSES {
-            let mut improved = false;
-            for index in 0..self.weights.len() {
-                for taken in (1..=self.filling.level[index]).rev() {
-                    improved |= self.keep_if_better(|knapsack| knapsack.take_back(index, taken));
-                }
-                improved |= self.keep_if_better(|knapsack| knapsack.make_first(index));
-            }
-            if !improved {
-                break;
-            }
-        }
-    }
-
-    /// Makes a change and fills up; undoes both unless they gain.
-    fn keep_if_better(&mut self, change: impl FnOnce(&mut Self) -> bool) -> bool {
-        let (before, value) = (self.filling.clone(), self.value());
-        if change(self) {
-            self.fill();
-            if self.value() > value + 1e-12 {
-                return true;
-            }
-        }
-        self.filling = before;
-        false
-    }
-
-    fn take_back(&mut self, index: usize, moves: usize) -> bool {
-        if self.filling.level[index] < moves {
-            return false;
-        }
-        for _ in 0..moves {
-            self.lower(index);
-        }
-        let barred = std::mem::take(&mut self.weights[index].1);
-        self.fill();
-        self.weights[index].1 = barred;
-        true
-    }
-
-    fn make_first(&mut self, index: usize) -> bool {
-        if self.filling.level[index] == self.weights[index].1.len() {
-            return false;
-        }
-        self.raise(index);
-        while self.memory() < 0.0 || self.filling.time < 0.0 {
-            let Some(least) = self.least_move(index) else { return false };
-            self.lower(least);
-        }
-        true
-    }
-
-    /// The weight other than `spared` whose last move has the least value for what it frees of the budget that is
-    /// overdrawn.
-    fn least_move(&self, spared: usize) -> Option<usize> {
-        let mut least: Option<(usize, f64)> = None;
-        let over_memory = self.memory() < 0.0;
-        for (index, (_, moves)) in self.weights.iter().enumerate().filter(|(index, _)| *index != spared) {
-            let Some(last) = self.filling.level[index].checked_sub(1).map(|level| &moves[level]) else { continue };
-            let freed = if over_memory { last.memory } else { last.time };
-            let loss = last.value / freed.max(f64::MIN_POSITIVE);
-            if least.is_none_or(|(_, lowest)| loss < lowest) {
-                least = Some((index, loss));
-            }
-        }
-        least.map(|(index, _)| index)
-    }
-
-    fn raise(&mut self, index: usize) {
-        let (layer, moves) = &self.weights[index];
-        let next = &moves[self.filling.level[index]];
-        self.filling.memory -= next.memory;
-        self.filling.time -= next.time;
-        self.filling.layer_ranks[*layer] += next.added;
-        self.filling.level[index] += 1;
-    }
-
-    fn lower(&mut self, index: usize) {
-        self.filling.level[index] -= 1;
-        let (layer, moves) = &self.weights[index];
-        let last = &moves[self.filling.level[index]];
-        self.filling.memory += last.memory;
-        self.filling.time += last.time;
-        self.filling.layer_ranks[*layer] -= last.added;
-    }
-
-    fn value(&self) -> f64 {
-        let made = |(index, (_, moves)): (usize, &(_, Vec<Move>))| -> f64 {
-            moves.iter().take(self.filling.level[index]).map(|m: &Move| m.value).sum()
-        };
-        self.weights.iter().enumerate().map(made).sum()
+    let [bytes, _, moved] = problem.budgets();
+    match (least(&|c| c.data, &|_| true), least(&|c| c.time.total(), &|c| memory(c) <= bytes)) {
+        (Some(needs), _) if needs > moved => Shortfall::Data { needs },
+        (_, Some(needs)) => Shortfall::Time { needs },
+        _ => least(&memory, &|_| true).map_or(Shortfall::Unmeasured, |needs| Shortfall::Memory { needs }),
     }
 }

@@ -37,6 +37,10 @@
 //! upload   = width·(Σ d_m·r_m + h) over the link
 //! ```
 //!
+//! Data in bytes, both ways together: what download and upload move, width·(Σ d_m·(2·r_m + q_m) + 2·h). Where `server_rank`
+//! is no less than r_m, the download is the same for all ranks, and data grows with the upload alone. Names and shapes of tensors
+//! are taken off the cap beforehand.
+//!
 //! A factor pair that trains takes two products forward and four backward; one that is only applied takes the two
 //! forward and, at or above ℓ, two backward, hence the thirds; recomputation makes the forward ones again. With it the
 //! inputs of all adapted layers stay, and the inside of one lives at a time (Chen et al., arXiv 1604.06174, a segment a
@@ -59,6 +63,20 @@ const OPTIMIZER_BYTES: f64 = 8.0;
 /// What a factor pair costs in the forward pass against training it; backward through one that is only applied costs as
 /// much.
 const FORWARD_SHARE: f64 = 1.0 / 3.0;
+
+/// Most bytes that a tensor takes in a message beside its values and the name of its weight: the rest of its name, format, shape
+/// and place.
+const TENSOR_BYTES: f64 = 112.0;
+/// Most bytes that a message takes beside its tensors.
+const MESSAGE_BYTES: f64 = 32.0;
+
+/// Most bytes that a task and its update take beside values: every weight trains and is applied, by two factors each.
+pub(crate) fn beside_values(model: &ModelSpec) -> f64 {
+    let tensor = |name: &str| name.len() as f64 + TENSOR_BYTES;
+    let weights: f64 = model.candidates.iter().map(|candidate| tensor(candidate.id.as_str())).sum();
+    let head: f64 = model.head.keys().map(|name| tensor(name)).sum();
+    6.0 * weights + 2.0 * (head + MESSAGE_BYTES)
+}
 
 /// All that a plan decides beside its ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,10 +255,21 @@ impl CostModel<'_> {
         let memory = memory(self.model, &self.profile.device, load, format, recompute, large_batch)?;
         let tokens = (self.local_steps * batch_size) as f64 * lengths.mean;
         let mut time = compute_time(self.model, self.profile, load, format, recompute, tokens, self.local_steps)?;
-        let up = load.trained_values + load.head_values;
-        time.upload = self.profile.transfer_s(self.value_bytes * up);
-        time.download = self.profile.transfer_s(self.value_bytes * (up + load.applied_values));
+        let [down, up] = self.moved(load);
+        time.upload = self.profile.transfer_s(up);
+        time.download = self.profile.transfer_s(down);
         Some((memory, time))
+    }
+
+    /// Bytes of the values that the silo sends and receives in a round.
+    pub fn data(&self, load: &AdapterLoad) -> f64 {
+        self.moved(load).iter().sum()
+    }
+
+    /// Bytes to the silo and from it.
+    fn moved(&self, load: &AdapterLoad) -> [f64; 2] {
+        let up = load.trained_values + load.head_values;
+        [up + load.applied_values, up].map(|values| self.value_bytes * values)
     }
 
     /// Bytes a unit of rank in the layer that has most of them, when the inside of one layer lives at a time; 0 when all
@@ -254,6 +283,17 @@ impl CostModel<'_> {
     /// The load of `ranks` under the worst case of the merged adapter.
     pub fn load(&self, ranks: &BTreeMap<WeightId, usize>) -> AdapterLoad {
         AdapterLoad::planned(self.model, ranks, self.server_rank)
+    }
+
+    /// [`CostModel::load`] of a plan that may train layers from `lowest` upwards, which is no higher than the lowest of `ranks`.
+    pub(super) fn load_from(&self, ranks: &BTreeMap<WeightId, usize>, lowest: usize) -> AdapterLoad {
+        let mut load = self.empty_load(lowest);
+        for candidate in &self.model.candidates {
+            if let Some(&rank) = ranks.get(&candidate.id) {
+                load = self.raised(&load, candidate, 0, rank);
+            }
+        }
+        load
     }
 
     /// The load of a plan that may train layers from `lowest` upwards and trains none of their weights yet.

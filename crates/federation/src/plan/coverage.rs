@@ -48,32 +48,23 @@ pub(super) fn solve(
     least: usize,
 ) -> Result<Covered, (usize, Shortfall)> {
     let federation = Federation::new(weights, searches, least);
-    let mut prices = vec![0.0; weights.rows.len()];
-    let first = federation.round(&prices)?;
-    let apart = federation.lost(&first.silos) == 0.0;
-    // The choices of most worth, and the prices of the least bound.
-    let mut last = first.silos.clone();
-    let (mut best, mut tightest) = ((first.objective, first.silos.clone()), first);
-    for round in 1..ROUNDS {
-        if apart || tightest.bound - best.0 <= CLOSE_ENOUGH * tightest.bound.abs() {
-            break;
-        }
-        federation.change(&mut prices, &last, round);
-        let next = federation.round(&prices)?;
-        last.clone_from(&next.silos);
-        if next.objective > best.0 {
-            best = (next.objective, next.silos.clone());
-        }
-        if next.bound < tightest.bound {
-            tightest = next;
-        }
-    }
+    let Decomposed { best, tightest, apart } = federation.decomposed()?;
     let ((objective, silos), bound) = match tightest.bound - best.0 > EXACT && searches.len() <= EXACT_SILOS {
         true => federation.exact(&tightest, best, apart),
         false => (best, tightest.bound),
     };
     let optimality = Optimality { objective, bound: bound.max(objective), uncovered: federation.uncovered(&silos) };
     Ok(Covered { silos, apart, optimality })
+}
+
+/// What prices alone come to.
+struct Decomposed {
+    /// The choices of most worth, and that.
+    best: (f64, Vec<Found>),
+    /// The round of the least bound.
+    tightest: Round,
+    /// Whether each silo does what it would do alone.
+    apart: bool,
 }
 
 struct Federation<'s, 'p, 'a> {
@@ -95,6 +86,30 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
         let costs = |row: usize| (row, weights.rows[row].importance / least.max(1) as f64);
         let important = if least > 0 { important(weights).into_iter().map(costs).collect() } else { vec![] };
         Self { weights, searches, shares, least, important }
+    }
+
+    /// Prices on being trained, changed until they bring nothing more.
+    fn decomposed(&self) -> Result<Decomposed, (usize, Shortfall)> {
+        let mut prices = vec![0.0; self.weights.rows.len()];
+        let first = self.round(&prices)?;
+        let apart = self.lost(&first.silos) == 0.0;
+        let mut last = first.silos.clone();
+        let (mut best, mut tightest) = ((first.objective, first.silos.clone()), first);
+        for round in 1..ROUNDS {
+            if apart || tightest.bound - best.0 <= CLOSE_ENOUGH * tightest.bound.abs() {
+                break;
+            }
+            self.change(&mut prices, &last, round);
+            let next = self.round(&prices)?;
+            last.clone_from(&next.silos);
+            if next.objective > best.0 {
+                best = (next.objective, next.silos.clone());
+            }
+            if next.bound < tightest.bound {
+                tightest = next;
+            }
+        }
+        Ok(Decomposed { best, tightest, apart })
     }
 
     fn round(&self, prices: &[f64]) -> Result<Round, (usize, Shortfall)> {
@@ -212,6 +227,13 @@ pub(super) fn shares(examples: &[f64]) -> Vec<f64> {
     let even = 1.0 / examples.len() as f64;
     let share = |examples: &f64| if all > 0.0 { (examples / all).max(LEAST_SHARE) } else { even };
     examples.iter().map(share).collect()
+}
+
+/// The objective and the bound that prices and searches come to without the solver.
+#[cfg(test)]
+pub(super) fn without_solver(weights: &Weights, searches: &[Search<'_, '_>], least: usize) -> Option<(f64, f64)> {
+    let Decomposed { best, tightest, .. } = Federation::new(weights, searches, least).decomposed().ok()?;
+    Some((best.0, tightest.bound))
 }
 
 /// The rows of the weights of most importance that hold half of it together.

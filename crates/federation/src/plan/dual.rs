@@ -1,18 +1,43 @@
-//! Bounds from prices. With a price on a byte and on a second, every weight chooses for itself, and what it gains so is no
-//! less than what any plan within the budgets gains (Lagrangian duality). The least such bound is that of the linear
-//! relaxation, but for recomputation, whose largest layer is charged as the mean of all; its prices are the shadow prices of
-//! the budgets.
+//! Bounds from prices. With a price on a byte, on a second and on a byte that travels, every weight chooses for itself, and
+//! what it gains so is no less than what any plan within the budgets gains (Lagrangian duality). The least such bound is that
+//! of the linear relaxation, but for recomputation, whose largest layer is charged as the mean of all; its prices are the
+//! shadow prices of the budgets.
+//!
+//! No more than two budgets need a price. Every budget is a sum of Σ d_m·r_m and Σ r_m with weights of its own, so that the
+//! plans within all three are a polygon over these two sums, and the best of them lies at a corner: where two budgets meet at
+//! most. (With a rank above `server_rank` the sums bend, and prices on two are a bound that a third might tighten.)
 
-use super::table::{Cost, FrameTable, Weights};
+use super::table::{Cost, FrameTable, RESOURCES, Weights};
 
 /// Halvings of an interval of prices: what is left of it is nothing beside its end.
 const HALVINGS: usize = 40;
-/// Steps of the search for the price of a second where memory has a price, too.
+/// Steps of the search for the price of a resource where another has a price, too.
 const SECTIONS: usize = 40;
 
-/// Objective a byte, and a second.
+/// Pairs of resources that may bind together, the price of the first being found for every price of the second.
+const PAIRS: [[usize; 2]; 3] = [[0, 1], [0, 2], [2, 1]];
+
+/// Objective a byte of memory, a second, and a byte that travels.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Prices(pub(super) Cost);
+
+impl Prices {
+    /// With another price for one resource.
+    fn with(mut self, resource: usize, price: f64) -> Self {
+        self.0[resource] = price;
+        self
+    }
+
+    /// What these costs come to.
+    fn of(self, cost: Cost) -> f64 {
+        self.0.iter().zip(cost).map(|(price, cost)| price * cost).sum()
+    }
+
+    /// What is left, at these prices. Nothing costs nothing, however much there is of it.
+    fn worth(self, left: Cost) -> f64 {
+        self.0.iter().zip(left).filter(|(price, _)| **price != 0.0).map(|(price, left)| price * left).sum()
+    }
+}
 
 /// What weights gain beside their ranks' worth when they train at all, by row.
 pub(super) type Bonus<'a> = &'a [f64];
@@ -31,15 +56,15 @@ impl FrameTable {
         self.bytes_per_largest_rank / (weights.layers() - lowest).max(1) as f64
     }
 
-    /// The choice of most gain at these prices: its gain, and its place in the menu from 1, or 0.
+    /// The choice of most gain at these prices: its gain, and its place in the menu from 1, or 0 where the weight need not
+    /// train.
     fn best(&self, weights: &Weights, bonus: Bonus<'_>, index: usize, prices: Prices, spread: f64) -> (f64, usize) {
         let row = &weights.rows[index];
-        let Prices([byte, second]) = prices;
-        let mut best = (0.0, 0);
+        let mut best = (if row.required { f64::NEG_INFINITY } else { 0.0 }, 0);
         let choices = self.costs(row).iter().zip(weights.values(row)).zip(weights.ranks(row));
-        for (place, ((cost, value), &rank)) in (1..).zip(choices) {
+        for (place, ((&cost, value), &rank)) in (1..).zip(choices) {
             let worth = row.importance * value + bonus[index];
-            let gain = worth - byte * (cost[0] + spread * rank as f64) - second * cost[1];
+            let gain = worth - prices.of(charged(cost, spread, rank));
             if gain > best.0 {
                 best = (gain, place);
             }
@@ -58,8 +83,8 @@ impl FrameTable {
                 gained += self.best(weights, bonus, index, prices, spread).0;
             }
             next = weights.at_or_above[lowest];
-            if let Some([bytes, seconds]) = self.room[lowest] {
-                bounds[lowest] = self.value + gained + worth(prices.0[0], bytes) + worth(prices.0[1], seconds);
+            if let Some(room) = self.room[lowest] {
+                bounds[lowest] = self.value + gained + prices.worth(room);
             }
         }
         bounds
@@ -72,75 +97,64 @@ impl FrameTable {
             let (gain, place) = self.best(weights, bonus, index, prices, spread);
             if place > 0 {
                 let row = &weights.rows[index];
-                let cost = self.costs(row)[place - 1];
+                let cost = charged(self.costs(row)[place - 1], spread, weights.ranks(row)[place - 1]);
                 gained += gain;
-                left[0] -= cost[0] + spread * weights.ranks(row)[place - 1] as f64;
-                left[1] -= cost[1];
+                left.iter_mut().zip(cost).for_each(|(left, cost)| *left -= cost);
             }
         }
-        Priced { bound: self.value + gained + worth(prices.0[0], room[0]) + worth(prices.0[1], room[1]), left }
+        Priced { bound: self.value + gained + prices.worth(room), left }
     }
 
-    /// The least bound with the layers from `lowest` upwards, and its prices.
-    pub(super) fn relaxed(&self, weights: &Weights, bonus: Bonus<'_>, lowest: usize) -> Option<(f64, Prices)> {
-        let room = self.room[lowest]?;
+    /// The least bound with the layers from `lowest` upwards, which leave `room`, and its prices.
+    pub(super) fn relaxed(&self, weights: &Weights, bonus: Bonus<'_>, lowest: usize, room: Cost) -> (f64, Prices) {
         let at = |prices| self.priced(weights, bonus, lowest, room, prices);
         let free = at(Prices::default());
-        if free.left.iter().all(|&left| left >= 0.0) {
-            return Some((free.bound, Prices::default()));
+        let lacking: Vec<usize> = (0..RESOURCES).filter(|&resource| free.left[resource] < 0.0).collect();
+        let mut least = (free.bound, Prices::default());
+        if lacking.is_empty() {
+            return least;
         }
         let highest = self.highest_prices(weights, bonus, lowest);
-        let with = |resource: usize, price: f64, other: f64| {
-            let mut prices = [other; 2];
-            prices[resource] = price;
-            Prices(prices)
-        };
-        // The least price of a resource at which it suffices, with the other's given.
-        let suffices = |resource: usize, other: f64| -> Prices {
+        // The least price of a resource at which it suffices, with the others' given.
+        let suffices = |resource: usize, given: Prices| -> Prices {
             let (mut low, mut high) = (0.0, highest[resource]);
-            if at(with(resource, 0.0, other)).left[resource] >= 0.0 {
-                return with(resource, 0.0, other);
+            if at(given).left[resource] >= 0.0 {
+                return given;
             }
             for _ in 0..HALVINGS {
                 let middle = 0.5 * (low + high);
-                if at(with(resource, middle, other)).left[resource] >= 0.0 { high = middle } else { low = middle }
+                if at(given.with(resource, middle)).left[resource] >= 0.0 { high = middle } else { low = middle }
             }
-            with(resource, high, other)
+            given.with(resource, high)
         };
-        for resource in [0, 1] {
-            let prices = suffices(resource, 0.0);
+        let suffice =
+            |left: Cost, but: &[usize]| (0..RESOURCES).all(|other| but.contains(&other) || left[other] >= 0.0);
+        for &resource in &lacking {
+            let prices = suffices(resource, Prices::default());
             let alone = at(prices);
-            if alone.left[1 - resource] >= 0.0 {
-                return Some((alone.bound, prices));
+            if suffice(alone.left, &[resource]) {
+                return (alone.bound, prices);
             }
         }
-        // Both bind. The least bound over the price of a byte is convex in that of a second.
-        let golden = 0.5 * (5f64.sqrt() - 1.0);
-        let bound = |second: f64| at(suffices(0, second)).bound;
-        let (mut low, mut high) = (0.0, highest[1]);
-        let mut inner = [high - golden * (high - low), low + golden * (high - low)];
-        let mut bounds = inner.map(bound);
-        for _ in 0..SECTIONS {
-            if bounds[0] <= bounds[1] {
-                high = inner[1];
-                (inner[1], bounds[1]) = (inner[0], bounds[0]);
-                inner[0] = high - golden * (high - low);
-                bounds[0] = bound(inner[0]);
-            } else {
-                low = inner[0];
-                (inner[0], bounds[0]) = (inner[1], bounds[1]);
-                inner[1] = low + golden * (high - low);
-                bounds[1] = bound(inner[1]);
+        // What there is no end of has no price.
+        for pair in PAIRS.iter().filter(|pair| pair.iter().all(|&resource| room[resource].is_finite())) {
+            let [inner, outer] = *pair;
+            let of = |price: f64| suffices(inner, Prices::default().with(outer, price));
+            let prices = of(section(|price| at(of(price)).bound, highest[outer]));
+            let both = at(prices);
+            if both.bound < least.0 {
+                least = (both.bound, prices);
+            }
+            if suffice(both.left, pair) {
+                break;
             }
         }
-        let second = if bounds[0] <= bounds[1] { inner[0] } else { inner[1] };
-        let prices = suffices(0, second);
-        Some((at(prices).bound, prices))
+        least
     }
 
     /// Prices at which nothing is worth its cost.
     fn highest_prices(&self, weights: &Weights, bonus: Bonus<'_>, lowest: usize) -> Cost {
-        let mut highest = [0f64; 2];
+        let mut highest = [0f64; RESOURCES];
         for (row, bonus) in weights.rows[..weights.at_or_above[lowest]].iter().zip(bonus) {
             for (cost, value) in self.costs(row).iter().zip(weights.values(row)) {
                 for (highest, cost) in highest.iter_mut().zip(cost).filter(|(_, cost)| **cost > 0.0) {
@@ -158,7 +172,30 @@ impl FrameTable {
     }
 }
 
-/// Nothing costs nothing, however much there is of it.
-fn worth(price: f64, left: f64) -> f64 {
-    if price == 0.0 { 0.0 } else { price * left }
+/// What a rank is charged: its cost, and its part of what the largest layer takes.
+fn charged(mut cost: Cost, spread: f64, rank: usize) -> Cost {
+    cost[0] += spread * rank as f64;
+    cost
+}
+
+/// Where a convex function of a number between 0 and `most` is least (golden section).
+fn section(of: impl Fn(f64) -> f64, most: f64) -> f64 {
+    let golden = 0.5 * (5f64.sqrt() - 1.0);
+    let (mut low, mut high) = (0.0, most);
+    let mut inner = [high - golden * (high - low), low + golden * (high - low)];
+    let mut values = inner.map(&of);
+    for _ in 0..SECTIONS {
+        if values[0] <= values[1] {
+            high = inner[1];
+            (inner[1], values[1]) = (inner[0], values[0]);
+            inner[0] = high - golden * (high - low);
+            values[0] = of(inner[0]);
+        } else {
+            low = inner[0];
+            (inner[0], values[0]) = (inner[1], values[1]);
+            inner[1] = low + golden * (high - low);
+            values[1] = of(inner[1]);
+        }
+    }
+    if values[0] <= values[1] { inner[0] } else { inner[1] }
 }

@@ -1,10 +1,11 @@
 //! The planner's program as an integer program, for a solver library: exact, and slow where there is much to choose from.
 
-use super::table::{FrameTable, Weights};
+use super::table::{Cost, FrameTable, RESOURCES, Weights};
 use good_lp::{
     Expression, ProblemVariables, Solution, SolutionStatus, SolverModel, Variable, WithTimeLimit, constraint, microlp,
     variable,
 };
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Seconds after which the solver is given up; what usually goes to it takes milliseconds.
@@ -15,6 +16,8 @@ const SECONDS: f64 = 10.0;
 pub(super) struct Variant<'s> {
     pub(super) table: &'s FrameTable,
     pub(super) lowest: usize,
+    /// What it leaves of the budgets when nothing trains yet.
+    pub(super) room: Cost,
 }
 
 /// What a silo may choose.
@@ -60,14 +63,13 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
     let mut all: Vec<Vec<OfVariant>> = Vec::new();
     for silo in silos {
         let mut of_silo = Vec::new();
-        for Variant { table, lowest } in &silo.variants {
-            let room = table.room[*lowest]?;
+        for &Variant { table, lowest, room } in &silo.variants {
             let chosen = variables.add(variable().binary());
             objective += silo.share * table.value * chosen;
-            let rows = &silo.weights.rows[..weights.at_or_above[*lowest]];
+            let rows = &silo.weights.rows[..weights.at_or_above[lowest]];
             // In shares of the room: solvers work with numbers around 1.
             let scale = room.map(|room| if room > 0.0 { room.recip() } else { 0.0 });
-            let mut used = [Expression::from(0.0), Expression::from(0.0)];
+            let mut used = [(); RESOURCES].map(|()| Expression::from(0.0));
             let mut of_layers: Vec<Expression> = vec![Expression::from(0.0); weights.layers()];
             let mut places = Vec::with_capacity(rows.len());
             for row in rows {
@@ -75,7 +77,8 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
                 let mut any = Expression::from(0.0);
                 let choices = table.costs(row).iter().zip(weights.values(row)).zip(weights.ranks(row));
                 for ((cost, value), &rank) in choices {
-                    let alone = [cost[0] + table.bytes_per_largest_rank * rank as f64, cost[1]];
+                    let mut alone = *cost;
+                    alone[0] += table.bytes_per_largest_rank * rank as f64;
                     if alone.iter().zip(room).any(|(cost, room)| *cost > room) {
                         of_row.push(None);
                         continue;
@@ -89,17 +92,16 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
                     any += place;
                     of_row.push(Some(place));
                 }
-                constraints.push(constraint!(any <= chosen));
+                constraints.push(if row.required { constraint!(any == chosen) } else { constraint!(any <= chosen) });
                 places.push(of_row);
             }
-            let [mut memory, time] = used;
             if table.bytes_per_largest_rank > 0.0 {
                 let largest = variables.add(variable().min(0.0));
                 constraints.extend(of_layers.into_iter().map(|layer| constraint!(layer <= largest)));
-                memory += table.bytes_per_largest_rank * scale[0] * largest;
+                used[0] += table.bytes_per_largest_rank * scale[0] * largest;
             }
             // Infinite room bounds nothing; without any, what costs is ruled out already.
-            let binding = [memory, time].into_iter().zip(room).filter(|(_, room)| room.is_finite() && *room > 0.0);
+            let binding = used.into_iter().zip(room).filter(|(_, room)| room.is_finite() && *room > 0.0);
             constraints.extend(binding.map(|(used, _)| constraint!(used <= chosen)));
             of_silo.push((chosen, places));
         }
@@ -118,9 +120,8 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
     }
     let model = variables.maximise(&objective).using(microlp);
     let model = constraints.into_iter().fold(model, |model, constraint| model.with(constraint));
-    // A plan that is good enough is there already; a solver that asserts what it should not is no reason to lose it.
     let model = model.with_time_limit(SECONDS);
-    let solution = catch_unwind(AssertUnwindSafe(|| model.solve())).ok()?.ok()?;
+    let solution = guarded(|| model.solve())?.ok()?;
     if !matches!(solution.status(), SolutionStatus::Optimal) {
         return None;
     }
@@ -136,24 +137,29 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
     chosen.collect()
 }
 
+thread_local! {
+    static IN_SOLVER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in the solver, whose panics are caught: what a process says of panics need not mention them.
+pub fn in_solver() -> bool {
+    IN_SOLVER.get()
+}
+
+/// What the solver comes to; none where it panics. A plan that is good enough is there already, and a solver that asserts what
+/// it should not is no reason to lose it.
+fn guarded<R>(solve: impl FnOnce() -> R) -> Option<R> {
+    IN_SOLVER.set(true);
+    let solved = catch_unwind(AssertUnwindSafe(solve)).ok();
+    IN_SOLVER.set(false);
+    solved
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::numbers::Numbers;
     use crate::plan::table::Row;
-
-    /// The numbers of `scripts/golden_plans.py`.
-    struct Numbers(u64);
-
-    impl Numbers {
-        fn below(&mut self, bound: u64) -> u64 {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (self.0 >> 33) % bound
-        }
-
-        fn share(&mut self, bound: u64, of: u64) -> f64 {
-            self.below(bound) as f64 / of as f64
-        }
-    }
 
     /// The optimum of instance `seed`; none where nothing fits.
     fn optimum(seed: u64) -> Option<f64> {
@@ -166,24 +172,27 @@ mod tests {
             layer: layers - 1 - j * layers / count,
             shape: j % 2,
             importance: (1.0 + numbers.share(99, 1)) / 100.0,
+            required: numbers.below(8) == 0,
         });
         let weights = Weights::from_parts(rows.collect(), layers, &[ranks.clone(), ranks.clone()]);
-        let mut tables: Vec<Vec<(FrameTable, usize)>> = Vec::new();
+        let highest = weights.rows.iter().filter(|row| row.required).map(|row| row.layer).min().unwrap_or(layers);
+        let mut tables: Vec<Vec<(FrameTable, usize, Cost)>> = Vec::new();
         let mut shares = Vec::new();
         for _ in 0..1 + numbers.below(3) {
             shares.push((1.0 + numbers.share(9, 1)) / 10.0);
             let variants = (0..1 + numbers.below(3)).map(|_| {
                 let (value, lowest) = (numbers.share(50, 100), numbers.below(layers as u64 + 1) as usize);
-                let room = [numbers.share(100, 10), numbers.share(100, 10)];
+                let room = [numbers.share(100, 10), numbers.share(100, 10), numbers.share(100, 10)];
                 let bytes_per_largest_rank = numbers.share(10, 10) * numbers.below(2) as f64;
                 let mut costs = Vec::new();
                 for _ in 0..2 {
-                    let unit = [(1.0 + numbers.share(30, 1)) / 10.0, (1.0 + numbers.share(30, 1)) / 10.0];
+                    let unit = [(); RESOURCES].map(|()| (1.0 + numbers.share(30, 1)) / 10.0);
                     costs.push(ranks.iter().map(|&rank| unit.map(|unit| unit * rank as f64)).collect());
                 }
-                (FrameTable::from_parts(value, vec![Some(room); layers + 1], bytes_per_largest_rank, costs), lowest)
+                (FrameTable::from_parts(value, bytes_per_largest_rank, costs), lowest, room)
             });
-            tables.push(variants.collect());
+            let variants: Vec<_> = variants.collect();
+            tables.push(variants.into_iter().filter(|(_, lowest, _)| *lowest <= highest).collect());
         }
         let cover = Cover {
             least: numbers.below(3) as usize,
@@ -195,9 +204,12 @@ mod tests {
             .map(|(variants, share)| Choices {
                 share,
                 weights: &weights,
-                variants: variants.iter().map(|(table, lowest)| Variant { table, lowest: *lowest }).collect(),
+                variants: variants.iter().map(|&(ref table, lowest, room)| Variant { table, lowest, room }).collect(),
             })
             .collect();
+        if choices.iter().any(|silo| silo.variants.is_empty()) {
+            return None;
+        }
         let chosen = solve(&weights, &choices, Some(&cover))?;
         Some(worth(&weights, &choices, &cover, &chosen))
     }
@@ -207,8 +219,10 @@ mod tests {
         let mut objective = 0.0;
         let mut trained = vec![0; weights.rows.len()];
         for (silo, chosen) in silos.iter().zip(chosen) {
-            let Variant { table, lowest } = silo.variants[chosen.variant];
-            let (mut value, mut used, mut layers) = (table.value, [0.0; 2], vec![0; weights.layers()]);
+            let Variant { table, room, .. } = silo.variants[chosen.variant];
+            let (mut value, mut used, mut layers) = (table.value, [0.0; RESOURCES], vec![0; weights.layers()]);
+            let places = weights.rows.iter().zip(chosen.places.iter().copied().chain(std::iter::repeat(0)));
+            assert!(places.filter(|(row, _)| row.required).all(|(_, place)| place > 0), "{chosen:?}");
             for (index, &place) in chosen.places.iter().enumerate().filter(|(_, place)| **place > 0) {
                 let row = &weights.rows[index];
                 value += row.importance * weights.values(row)[place - 1];
@@ -217,7 +231,6 @@ mod tests {
                 trained[index] += 1;
             }
             used[0] += table.bytes_per_largest_rank * layers.into_iter().max().unwrap_or(0) as f64;
-            let room = table.room[lowest].unwrap();
             assert!(used.iter().zip(room).all(|(used, room)| *used <= room + 1e-7), "{used:?} of {room:?}");
             objective += silo.share * value;
         }
@@ -225,14 +238,23 @@ mod tests {
         objective - cover.rows.iter().map(missing).sum::<f64>()
     }
 
-    /// 200 random instances of up to three silos with the optimum that HiGHS found.
+    #[test]
+    fn a_solver_that_panics_is_caught_and_known_to_the_hook() {
+        assert_eq!(guarded(in_solver), Some(true));
+        assert_eq!(guarded(|| std::panic::resume_unwind(Box::new(()))), None::<()>);
+        assert!(!in_solver());
+    }
+
+    /// 200 random instances of up to three silos with the optimum that HiGHS found, if there is one.
     #[test]
     fn the_optimum_is_that_of_highs() {
-        let golden: Vec<f64> = include_str!("golden/highs.txt").lines().map(|line| line.parse().unwrap()).collect();
+        let golden: Vec<Option<f64>> = include_str!("golden/highs.txt").lines().map(|line| line.parse().ok()).collect();
         assert_eq!(golden.len(), 200);
+        assert!(golden.iter().flatten().count() > 100);
         for (seed, expected) in golden.into_iter().enumerate() {
-            let found = optimum(seed as u64).unwrap();
-            assert!((found - expected).abs() < 1e-6, "instance {seed}: {found}, HiGHS has {expected}");
+            let found = optimum(seed as u64);
+            let apart = found.zip(expected).map_or(f64::from(u8::from(found != expected)), |(x, y)| (x - y).abs());
+            assert!(apart < 1e-6, "instance {seed}: {found:?}, HiGHS has {expected:?}");
         }
     }
 }

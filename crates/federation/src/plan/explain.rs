@@ -1,11 +1,10 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
 use super::choose::{Choice, Found, Search, SiloProblem, best, format_penalty};
-use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE};
+use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE, MIB};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::{BTreeMap, BTreeSet};
 
-const MIB: f64 = 1_048_576.0;
 /// Objectives nearer than this are equal.
 const SAME: f64 = 1e-9;
 
@@ -99,6 +98,7 @@ pub(super) fn reasons(
     let alone = if apart { None } else { search.best(&search.no_bonus(), |_| true) };
     let alone = alone.filter(|alone| alone.best.objective > chosen.objective + SAME);
     reasons.push(Binding::of(problem, chosen).told(problem, chosen, deadline_s));
+    reasons.extend(decided(problem));
     if let Some(Found { best: alone, .. }) = &alone {
         reasons.push(format!(
             "coverage binds: {} of what it would reach alone, so that important weights are trained by enough silos: {}",
@@ -111,6 +111,15 @@ pub(super) fn reasons(
         reasons.extend(runners_up(search, chosen));
     }
     reasons
+}
+
+/// What a person has decided about weights.
+fn decided(problem: &SiloProblem<'_>) -> Option<String> {
+    let weights = |count: usize| if count == 1 { "1 weight".to_string() } else { format!("{count} weights") };
+    let of = [("always_tune", problem.tuning.always.len()), ("never_tune", problem.tuning.never.len())];
+    let said = of.iter().filter(|(_, count)| *count > 0).map(|(key, count)| format!("plan.{key}: {}", weights(*count)));
+    let said: Vec<String> = said.collect();
+    (!said.is_empty()).then(|| format!("decided beforehand by {}", said.join(" and ")))
 }
 
 /// `batch 16 over nf8`.
@@ -217,24 +226,37 @@ fn changes(model: &ModelSpec, before: &Choice, after: &Choice) -> String {
     told.join(", ")
 }
 
-/// More of a silo's memory, of the deadline, or of both.
-#[derive(Clone, Copy)]
+/// More of a silo's memory, of the deadline, of its cap on data, or of several.
+#[derive(Clone, Copy, Default)]
 struct More {
     mib: f64,
     seconds: f64,
+    data_mib: f64,
 }
 
 impl More {
-    /// A round part of each, about a tenth.
-    fn of(problem: &SiloProblem<'_>, deadline_s: f64) -> Self {
-        let mib = (problem.memory_budget / MEMORY_SHARE / MIB / 8.0).max(1.0).log2().floor().exp2();
+    /// A round part of each that binds, about a tenth.
+    fn of(problem: &SiloProblem<'_>, deadline_s: f64, binding: Binding) -> Self {
+        let eighth = |bytes: f64| (bytes / MIB / 8.0).log2().floor().exp2();
         let power = 10f64.powf((deadline_s / 10.0).log10().floor());
         let seconds = [5.0, 2.0, 1.0].map(|m| m * power).into_iter().find(|s| *s <= deadline_s / 10.0);
-        Self { mib, seconds: seconds.unwrap_or(power) }
+        Self {
+            mib: if binding.memory { eighth(problem.memory_budget / MEMORY_SHARE).max(1.0) } else { 0.0 },
+            seconds: if binding.time { seconds.unwrap_or(power) } else { 0.0 },
+            data_mib: if binding.data { eighth(problem.data_budget) } else { 0.0 },
+        }
+    }
+
+    /// Each alone.
+    fn apart(self) -> impl Iterator<Item = Self> {
+        let none = Self::default();
+        let Self { mib, seconds, data_mib } = self;
+        let each = [Self { mib, ..none }, Self { seconds, ..none }, Self { data_mib, ..none }];
+        each.into_iter().filter(|more| more.mib + more.seconds + more.data_mib > 0.0)
     }
 
     fn times(self, times: f64) -> Self {
-        Self { mib: times * self.mib, seconds: times * self.seconds }
+        Self { mib: times * self.mib, seconds: times * self.seconds, data_mib: times * self.data_mib }
     }
 
     fn told(self) -> String {
@@ -243,18 +265,22 @@ impl More {
             mib => format!("+{mib} MiB"),
         });
         let time = (self.seconds > 0.0).then(|| format!("+{} s a round", self.seconds));
-        [memory, time].into_iter().flatten().collect::<Vec<_>>().join(" and ")
+        let data = (self.data_mib > 0.0).then(|| format!("+{} MiB of data a round", self.data_mib));
+        [memory, time, data].into_iter().flatten().collect::<Vec<_>>().join(" and ")
     }
 }
 
 /// What more of each budget that binds would bring a silo alone, which does `now`: solved again, not extrapolated. Where it
-/// is thorough, what brings nothing is tried twice and four times over, then with the other budget.
+/// is thorough, what brings nothing is tried twice and four times over, then with the other budgets.
 fn worth(search: &Search<'_, '_>, now: &Found, thorough: bool, deadline_s: f64) -> Vec<String> {
     let problem = search.problem;
-    let step = More::of(problem, deadline_s);
-    let binding = if thorough { Binding::of(problem, &now.best) } else { Binding::default() };
-    let memory = (now.prices.gib > 0.0 || binding.memory).then_some(More { seconds: 0.0, ..step });
-    let time = (now.prices.second > 0.0 || binding.time).then_some(More { mib: 0.0, ..step });
+    let seen = if thorough { Binding::of(problem, &now.best) } else { Binding::default() };
+    let binding = Binding {
+        memory: now.prices.gib > 0.0 || seen.memory,
+        time: now.prices.second > 0.0 || seen.time,
+        data: now.prices.mib > 0.0 || seen.data,
+    };
+    let step = More::of(problem, deadline_s, binding);
     let tries: &[f64] = if thorough { &[1.0, 2.0, 4.0] } else { &[1.0] };
     let brings = |more: More| {
         tries.iter().find_map(|&times| {
@@ -262,6 +288,7 @@ fn worth(search: &Search<'_, '_>, now: &Found, thorough: bool, deadline_s: f64) 
             let raised = SiloProblem {
                 memory_budget: problem.memory_budget + MEMORY_SHARE * more.mib * MIB,
                 time_budget: problem.time_budget + DEADLINE_SHARE * more.seconds,
+                data_budget: problem.data_budget + more.data_mib * MIB,
                 ..*problem
             };
             let then = best(search.weights, &raised).ok()?.best;
@@ -272,29 +299,24 @@ fn worth(search: &Search<'_, '_>, now: &Found, thorough: bool, deadline_s: f64) 
             })
         })
     };
-    let most = |more: More| more.times(tries.last().copied().unwrap_or(1.0)).told();
-    match (memory.map(|more| (more, brings(more))), time.map(|more| (more, brings(more)))) {
-        (Some((_, None)), Some((_, None))) => {
-            vec![brings(step).unwrap_or_else(|| format!("no gain up to {}", most(step)))]
-        }
-        (memory, time) => {
-            let told = |(more, brings): (More, Option<String>)| {
-                brings.unwrap_or_else(|| format!("no gain up to {}", most(more)))
-            };
-            [memory, time].into_iter().flatten().map(told).collect()
-        }
+    let nothing = |more: More| format!("no gain up to {}", more.times(tries.last().copied().unwrap_or(1.0)).told());
+    let alone: Vec<(More, Option<String>)> = step.apart().map(|more| (more, brings(more))).collect();
+    if alone.len() > 1 && alone.iter().all(|(_, gain)| gain.is_none()) {
+        return vec![brings(step).unwrap_or_else(|| nothing(step))];
     }
+    alone.into_iter().map(|(more, gain)| gain.unwrap_or_else(|| nothing(more))).collect()
 }
 
 fn again(recompute: bool) -> &'static str {
     if recompute { " with activations computed again" } else { "" }
 }
 
-/// Which budget stands in the way of the next larger rank or batch.
+/// Which budgets stand in the way of the next larger rank or batch.
 #[derive(Debug, Clone, Copy, Default)]
 struct Binding {
     memory: bool,
     time: bool,
+    data: bool,
 }
 
 impl Binding {
@@ -303,10 +325,11 @@ impl Binding {
         Self {
             memory: next.iter().any(|choice| choice.memory.total() > problem.memory_budget),
             time: next.iter().any(|choice| choice.time.total() > problem.time_budget),
+            data: next.iter().any(|choice| choice.data > problem.data_budget),
         }
     }
 
-    /// With how much of each budget is left.
+    /// With how much of each budget is left; of data where it has a cap.
     fn told(self, problem: &SiloProblem<'_>, best: &Choice, deadline_s: f64) -> String {
         let left = |used: f64, budget: f64| 100.0 * (1.0 - used / budget);
         let memory = format!(
@@ -324,12 +347,28 @@ impl Binding {
             100.0 * DEADLINE_SHARE,
             deadline_s
         );
-        match (self.memory, self.time) {
-            (true, true) => format!("memory and time bind: {memory}; {time}"),
-            (true, false) => format!("memory binds: {memory}; time has room: {time}"),
-            (false, true) => format!("time binds: {time}; memory has room: {memory}"),
-            (false, false) => format!("no budget binds, the menu offers nothing larger: {memory}; {time}"),
+        let data = format!(
+            "{:.2} of {:.2} MiB sent and received, {:.1} % left (its cap less the names and shapes of tensors)",
+            best.data / MIB,
+            problem.data_budget / MIB,
+            left(best.data, problem.data_budget)
+        );
+        let mut budgets = vec![("memory", self.memory, memory), ("time", self.time, time)];
+        if problem.data_budget.is_finite() {
+            budgets.push(("data", self.data, data));
         }
+        let (binding, roomy): (Vec<_>, Vec<_>) = budgets.into_iter().partition(|(_, binds, _)| *binds);
+        let texts =
+            |of: &[(&str, bool, String)]| of.iter().map(|(.., text)| text.as_str()).collect::<Vec<_>>().join("; ");
+        let names: Vec<&str> = binding.iter().map(|(name, ..)| *name).collect();
+        let mut text = match names.as_slice() {
+            [] => return format!("no budget binds, the menu offers nothing larger: {}", texts(&roomy)),
+            [one] => format!("{one} binds: "),
+            several => format!("{} bind: ", several.join(" and ")),
+        };
+        text += &texts(&binding);
+        roomy.iter().for_each(|(name, _, of)| text += &format!("; {name} has room: {of}"));
+        text
     }
 }
 
@@ -341,9 +380,8 @@ fn next_larger(problem: &SiloProblem<'_>, best: &Choice) -> Vec<Choice> {
     for candidate in &problem.cost.model.candidates {
         let now = best.ranks.get(&candidate.id).copied().unwrap_or(0);
         let next = menu.ranks.iter().find(|&&r| r > now && r <= candidate.inputs.min(candidate.outputs));
-        let Some(&next) = next.filter(|_| problem.importance.get(&candidate.id).is_some_and(|&i| i > 0.0)) else {
-            continue;
-        };
+        let gains = problem.importance.get(&candidate.id).is_some_and(|&importance| importance > 0.0);
+        let Some(&next) = next.filter(|_| gains && !problem.tuning.never.contains(&candidate.id)) else { continue };
         let mut ranks = best.ranks.clone();
         ranks.insert(candidate.id.clone(), next);
         larger.extend(problem.evaluate(best.frame, ranks));

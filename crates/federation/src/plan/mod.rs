@@ -4,22 +4,30 @@ mod again;
 mod choose;
 mod cost;
 mod coverage;
+mod deadline;
 mod dual;
 mod exact;
 mod explain;
+mod finish;
 mod importance;
+mod knapsack;
 mod table;
+mod tuning;
 
 pub use again::again;
 pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
 pub use cost::{AdapterLoad, CostModel, Frame, compute_time, memory};
+pub use exact::in_solver;
 pub use explain::{grouped_ranks, markdown, optimality};
+pub use finish::Finish;
 pub use importance::{Importance, Scores};
+pub use tuning::{Tuning, TuningPatterns};
 
-use choose::{Search, best, feasible};
+use choose::{Search, feasible};
+pub(crate) use cost::beside_values;
 use table::Weights;
 
-use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile};
+use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -28,6 +36,8 @@ pub const DEADLINE_SHARE: f64 = 0.9;
 
 /// Share of a silo's memory that plans aim at, so that a batch of longer texts than usual still fits.
 pub const MEMORY_SHARE: f64 = 0.95;
+
+const MIB: f64 = 1_048_576.0;
 
 /// Silos up to this number are told what came second; a search for that takes as long as the plan itself.
 const EXPLAINED_SILOS: usize = 64;
@@ -45,7 +55,7 @@ pub(crate) fn spare_bytes(profile: &SiloProfile, plan: &SiloPlan) -> u64 {
 /// When a round ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Deadline {
-    /// The median over the silos of the time that each one's best plan takes when memory is all that limits it, with
+    /// The median over the silos of the time that each one's best plan takes when no deadline limits it, with
     /// the margin of [`DEADLINE_SHARE`]; more when a silo needs more for its smallest plan. Activations count as kept if
     /// the menu has the choice: computing them again is for the time that is there, not to make every round longer.
     Auto,
@@ -66,8 +76,13 @@ pub struct PlanSettings {
     pub value_bytes: f64,
     /// When a round ends.
     pub deadline: Deadline,
-    /// Least number of silos that should train each of the important weights: those that hold half of all importance.
+    /// When all rounds must have ended, if at all: a limit for the deadline, given or not.
+    pub finish: Option<Finish>,
+    /// Least number of silos that should train each of the important weights: those that hold half of the importance of all
+    /// that may train.
     pub coverage: usize,
+    /// Weights that every silo trains, and such that none does.
+    pub tuning: TuningPatterns,
 }
 
 /// Budgets that cannot be kept, or a menu that offers nothing.
@@ -76,16 +91,53 @@ pub enum PlanError {
     /// A menu that offers nothing, or holds a number that means nothing.
     #[error("the plan has nothing to choose from: {0}")]
     Menu(String),
-    /// Not even a head alone on the smallest batch fits the memory.
+    /// A pattern that matches no weight.
+    #[error("plan.{key}: no weight that may be adapted matches `{pattern}`; {available}")]
+    NoMatch {
+        /// `always_tune` or `never_tune`.
+        key: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// What could be matched.
+        available: String,
+    },
+    /// Weights that have to train and must not.
+    #[error("plan.always_tune `{always}` and plan.never_tune `{never}` both match {weights}; narrow one of them")]
+    Contradiction {
+        /// The pattern of those that have to.
+        always: String,
+        /// The pattern of those that must not.
+        never: String,
+        /// What both match.
+        weights: String,
+    },
+    /// A weight that has to train is smaller than the menu's smallest rank.
     #[error(
-        "silo {silo}: the smallest plan (head only, smallest batch, leanest base format) takes {needs_mib:.1} MiB, \
-         {short_mib:.1} MiB more than plans may take of its {budget_mib} MiB ({:.0} %); raise its memory_mib, allow a smaller batch or a base \
-         format of fewer bits, or shorten max_length",
-        100.0 * MEMORY_SHARE
+        "plan.always_tune `{pattern}`: {weight} takes no rank above {most}, and adapter.ranks are {ranks}; add a rank that it \
+         takes, or name other weights"
+    )]
+    NoRank {
+        /// The pattern.
+        pattern: String,
+        /// What it matches.
+        weight: WeightId,
+        /// The largest rank that the weight takes.
+        most: usize,
+        /// The menu's.
+        ranks: String,
+    },
+    /// Not even the smallest plan fits the memory.
+    #[error(
+        "silo {silo}: the smallest plan ({smallest}, smallest batch, leanest base format) takes {needs_mib:.1} MiB, \
+         {short_mib:.1} MiB more than plans may take of its {budget_mib} MiB ({:.0} %); raise its memory_mib to at least {:.0}, \
+         allow a smaller batch or a base format of fewer bits, or shorten max_length{}",
+        100.0 * MEMORY_SHARE, (needs_mib / MEMORY_SHARE).ceil(), or_fewer(smallest)
     )]
     Memory {
         /// Which silo.
         silo: SiloId,
+        /// What the smallest plan trains.
+        smallest: String,
         /// MiB of the smallest plan.
         needs_mib: f64,
         /// MiB that are missing.
@@ -95,13 +147,16 @@ pub enum PlanError {
     },
     /// Not even the fastest plan meets the given deadline.
     #[error(
-        "silo {silo}: its fastest plan takes {needs_s:.1} s a round, {short_s:.1} s more than the {aim_s:.1} s that plans aim \
-         at under the deadline of {deadline_s:.1} s; raise the deadline or set it to auto, lower local_steps, or leave \
-         the silo out"
+        "silo {silo}: its fastest plan ({smallest}) takes {needs_s:.1} s a round, {short_s:.1} s more than the {aim_s:.1} s that \
+         plans aim at under the deadline of {deadline_s:.1} s; raise the deadline to at least {:.1} s or set it to auto, lower \
+         local_steps, or leave the silo out{}",
+        (10.0 * needs_s / DEADLINE_SHARE).ceil() / 10.0, or_fewer(smallest)
     )]
     Deadline {
         /// Which silo.
         silo: SiloId,
+        /// What the smallest plan trains.
+        smallest: String,
         /// Seconds of the fastest plan.
         needs_s: f64,
         /// Seconds that are missing.
@@ -110,6 +165,42 @@ pub enum PlanError {
         aim_s: f64,
         /// The deadline.
         deadline_s: f64,
+    },
+    /// Not even the fastest plan lets all rounds end in time.
+    #[error(
+        "silo {silo}: its fastest plan ({smallest}) takes {needs_s:.1} s a round, {:.1} s more than the {aim_s:.1} s that plans \
+         aim at: {} rounds within {} h leave each {:.1} s; {enough}, lower local_steps, or leave the silo out{}",
+        needs_s - aim_s, finish.rounds, finish.within_h, finish.round_s(), or_fewer(smallest)
+    )]
+    Finish {
+        /// Which silo: the slowest.
+        silo: SiloId,
+        /// What the smallest plan trains.
+        smallest: String,
+        /// Seconds of the fastest plan.
+        needs_s: f64,
+        /// Seconds that plans aim at.
+        aim_s: f64,
+        /// When the run has to be over.
+        finish: Finish,
+        /// Hours or rounds that would do.
+        enough: String,
+    },
+    /// Not even the smallest plan keeps the cap on data.
+    #[error(
+        "silo {silo}: the smallest plan ({smallest}) moves up to {needs_mib:.2} MiB a round, {:.2} MiB more than its data_cap_mib of \
+         {cap_mib}; raise it to at least {:.2}, lower federation.server_rank, or choose a codec of fewer bytes a value{}",
+        needs_mib - cap_mib, (100.0 * needs_mib).ceil() / 100.0, or_fewer(smallest)
+    )]
+    Data {
+        /// Which silo.
+        silo: SiloId,
+        /// What the smallest plan trains.
+        smallest: String,
+        /// MiB that the smallest plan moves at most.
+        needs_mib: f64,
+        /// MiB that may travel.
+        cap_mib: f64,
     },
     /// A silo measured none of the formats.
     #[error(
@@ -124,6 +215,22 @@ pub enum PlanError {
     /// Nobody to plan for.
     #[error("no silo enrolled; there is nothing to plan")]
     NoSilos,
+}
+
+/// What the smallest plan trains.
+fn smallest_plan(tuning: &Tuning) -> String {
+    match tuning.always.len() {
+        0 => HEAD_ONLY.into(),
+        1 => "head and 1 weight of always_tune at its smallest rank".into(),
+        weights => format!("head and {weights} weights of always_tune at their smallest ranks"),
+    }
+}
+
+const HEAD_ONLY: &str = "head only";
+
+/// A plan can be made smaller still where weights have to train.
+fn or_fewer(smallest: &str) -> &'static str {
+    if smallest == HEAD_ONLY { "" } else { ", or name fewer weights in plan.always_tune" }
 }
 
 /// Plans for every silo in `profiles`, each by its own mixture of `importance`; which weights are important enough to be
@@ -146,31 +253,44 @@ pub fn plan<'a>(
     if profiles.is_empty() {
         return Err(PlanError::NoSilos);
     }
-    let shared = profiles.values().next().map(|profile| {
-        let problem = problem(model, profile, importance.federation, settings, f64::INFINITY);
-        Weights::of(&problem)
-    });
+    let tuning = &Tuning::of(&settings.tuning, &model.candidates, &settings.menu.ranks)?;
+    let shared = profiles
+        .values()
+        .next()
+        .map(|profile| Weights::of(&problem(model, profile, importance.federation, settings, tuning, f64::INFINITY)));
     let shared = &shared.ok_or(PlanError::NoSilos)?;
     let views: Vec<View<'_>> = profiles.values().map(|profile| View::of(model, profile, &importance, shared)).collect();
-    let problem = |view, time_budget| problem_of(model, view, settings, time_budget);
+    let problem = |view, time_budget| problem_of(model, view, settings, tuning, time_budget);
     let kept = keeping(&settings.menu);
     let deadline = match settings.deadline {
         Deadline::Seconds(seconds) => (seconds, "given in the configuration".to_string()),
         Deadline::Auto => {
             let problem = |view, budget| SiloProblem { menu: &kept, ..problem(view, budget) };
-            auto_deadline(&views, problem)?
+            deadline::soonest(&views, problem)?
         }
+    };
+    let slower = |aim_s| {
+        let of = |view| match feasible(&problem(view, aim_s)) {
+            Err(Shortfall::Time { needs }) => Some((view.profile.silo.clone(), needs)),
+            // Another shortfall is told where it is planned for.
+            _ => None,
+        };
+        views.iter().filter_map(of).collect()
+    };
+    let deadline = match settings.finish {
+        Some(finish) => finish.cut(deadline, slower, &smallest_plan(tuning))?,
+        None => deadline,
     };
     let problems: Vec<SiloProblem<'_>> = views.iter().map(|view| problem(view, deadline.0 * DEADLINE_SHARE)).collect();
     let searches: Vec<Search<'_, '_>> =
         problems.iter().zip(&views).map(|(problem, view)| Search::new(problem, &view.weights)).collect();
     let covered = coverage::solve(shared, &searches, settings.coverage)
-        .map_err(|(silo, shortfall)| refusal(problems[silo].cost.profile, deadline.0, shortfall))?;
+        .map_err(|(silo, shortfall)| refusal(&problems[silo], deadline.0, shortfall))?;
     let with_runners_up = searches.len() <= EXPLAINED_SILOS;
     let mut silos = BTreeMap::new();
     for (search, found) in searches.iter().zip(covered.silos) {
         let reasons = explain::reasons(search, &found, covered.apart, with_runners_up, deadline.0);
-        let Choice { frame, ranks, memory, time, objective } = found.best;
+        let Choice { frame, ranks, memory, time, objective, data: _ } = found.best;
         let Frame { batch_size, base_format, recompute } = frame;
         let silo = search.problem.cost.profile.silo.clone();
         let plan = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
@@ -202,9 +322,10 @@ fn problem_of<'a>(
     model: &'a ModelSpec,
     view: &'a View<'_>,
     settings: &'a PlanSettings,
+    tuning: &'a Tuning,
     time_budget: f64,
 ) -> SiloProblem<'a> {
-    problem(model, view.profile, &view.importance, settings, time_budget)
+    problem(model, view.profile, &view.importance, settings, tuning, time_budget)
 }
 
 fn problem<'a>(
@@ -212,6 +333,7 @@ fn problem<'a>(
     profile: &'a SiloProfile,
     importance: &'a Scores,
     settings: &'a PlanSettings,
+    tuning: &'a Tuning,
     time_budget: f64,
 ) -> SiloProblem<'a> {
     let cost = CostModel {
@@ -221,7 +343,8 @@ fn problem<'a>(
         local_steps: settings.local_steps,
         value_bytes: settings.value_bytes,
     };
-    SiloProblem { cost, importance, menu: &settings.menu, memory_budget: memory_aim(profile), time_budget }
+    let (memory_budget, data_budget) = (memory_aim(profile), profile.data_cap_bytes() - beside_values(model));
+    SiloProblem { cost, importance, menu: &settings.menu, tuning, memory_budget, time_budget, data_budget }
 }
 
 /// The menu with activations kept, unless it says that they must not be.
@@ -230,47 +353,22 @@ fn keeping(menu: &Menu) -> Menu {
     Menu { recompute, ..menu.clone() }
 }
 
-/// [`Deadline::Auto`] in seconds, and how it came about.
-fn auto_deadline<'a>(
-    views: &'a [View<'a>],
-    problem: impl Fn(&'a View<'a>, f64) -> SiloProblem<'a>,
-) -> Result<(f64, String), PlanError> {
-    let mut times = Vec::new();
-    for view in views {
-        let found = best(&view.weights, &problem(view, f64::INFINITY))
-            .map_err(|shortfall| refusal(view.profile, f64::INFINITY, shortfall))?;
-        times.push(found.best.time.total());
-    }
-    times.sort_by(f64::total_cmp);
-    let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
-    let mut aim = median;
-    let mut reason = format!(
-        "automatic: the median over {} silos of the time that each one's best plan under memory alone takes is {median:.1} s; \
-         plans aim at it and {:.0} % is left as a margin",
-        views.len(),
-        100.0 * (1.0 - DEADLINE_SHARE)
-    );
-    for view in views {
-        if let Err(Shortfall::Time { needs }) = feasible(&problem(view, aim)) {
-            let silo = &view.profile.silo;
-            aim = needs * (1.0 + 1e-9);
-            reason += &format!("; raised to {aim:.1} s, since silo {silo} needs that for its smallest plan");
-        }
-    }
-    Ok((aim / DEADLINE_SHARE, reason))
-}
-
-fn refusal(profile: &SiloProfile, deadline_s: f64, shortfall: Shortfall) -> PlanError {
+fn refusal(problem: &SiloProblem<'_>, deadline_s: f64, shortfall: Shortfall) -> PlanError {
+    let (profile, smallest) = (problem.cost.profile, smallest_plan(problem.tuning));
     let silo = profile.silo.clone();
     match shortfall {
         Shortfall::Memory { needs } => {
-            let needs_mib = needs / f64::from(1 << 20);
+            let needs_mib = needs / MIB;
             let short_mib = needs_mib - MEMORY_SHARE * profile.memory_mib as f64;
-            PlanError::Memory { silo, needs_mib, short_mib, budget_mib: profile.memory_mib }
+            PlanError::Memory { silo, smallest, needs_mib, short_mib, budget_mib: profile.memory_mib }
         }
         Shortfall::Time { needs: needs_s } => {
             let aim_s = deadline_s * DEADLINE_SHARE;
-            PlanError::Deadline { silo, needs_s, short_s: needs_s - aim_s, aim_s, deadline_s }
+            PlanError::Deadline { silo, smallest, needs_s, short_s: needs_s - aim_s, aim_s, deadline_s }
+        }
+        Shortfall::Data { needs } => {
+            let needs_mib = (needs + beside_values(problem.cost.model)) / MIB;
+            PlanError::Data { silo, smallest, needs_mib, cap_mib: profile.data_cap_bytes() / MIB }
         }
         Shortfall::Unmeasured => {
             let measured: Vec<&str> = profile.device.time.keys().map(|format| format.name()).collect();
@@ -299,11 +397,15 @@ fn check(settings: &PlanSettings, importance: &Importance<'_>) -> Result<(), Pla
         "the deadline must be a positive number of seconds"
     } else if !(0.0..=1.0).contains(&importance.own_share) {
         "own_importance must be from 0 to 1"
+    } else if settings.finish.is_some_and(|finish| !finish.round_s().is_finite() || finish.round_s() <= 0.0) {
+        "finish_within_h must be a positive number of hours"
     } else {
         return Ok(());
     };
     Err(PlanError::Menu(fault.into()))
 }
 
+#[cfg(test)]
+mod numbers;
 #[cfg(test)]
 mod tests;

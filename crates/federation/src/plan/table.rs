@@ -1,17 +1,18 @@
 //! What every choice of a silo costs and is worth, worked out once: the program that the planner solves, without models and
 //! silos.
 //!
-//! With batch, format and recomputation (a frame) and the lowest adapted layer given, memory and time are sums over the
+//! With batch, format and recomputation (a frame) and the lowest adapted layer given, memory, time and data are sums over the
 //! weights, but for one term of recomputation. Costs of a rank hang on the frame and on the shape of the weight alone, so
 //! a frame keeps them once for every shape.
 
 use super::choose::{SiloProblem, format_penalty};
 use super::cost::{AdapterLoad, Frame, capped};
-use fedpipe_core::{ModelSpec, WeightId};
+use fedpipe_core::{CandidateWeight, ModelSpec, WeightId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The candidate weights, from the top layer down. All but their importance is the same for all silos and shared by them.
+/// The candidate weights that may train, from the top layer down. All but their importance is the same for all silos and
+/// shared by them.
 #[derive(Clone)]
 pub(super) struct Weights {
     pub(super) rows: Vec<Row>,
@@ -20,6 +21,8 @@ pub(super) struct Weights {
     shapes: Arc<[Shape]>,
     /// Loads of plans that may train the layers from the index upwards and train nothing yet.
     empty: Arc<[AdapterLoad]>,
+    /// Of these, with the weights that have to train at their smallest ranks; none where one of them lies below.
+    smallest: Arc<[Option<AdapterLoad>]>,
 }
 
 /// A weight.
@@ -30,6 +33,8 @@ pub(super) struct Row {
     pub(super) layer: usize,
     pub(super) shape: usize,
     pub(super) importance: f64,
+    /// Whether it has to train.
+    pub(super) required: bool,
 }
 
 /// Weights that cost alike.
@@ -50,7 +55,9 @@ impl Weights {
         let empty: Vec<AdapterLoad> = (0..=model.layers).map(|lowest| cost.empty_load(lowest)).collect();
         let mut shapes: Vec<Shape> = Vec::new();
         let mut rows = Vec::with_capacity(model.candidates.len());
-        for (index, candidate) in model.candidates.iter().enumerate() {
+        let tuning = problem.tuning;
+        let may_train = |(_, candidate): &(usize, &CandidateWeight)| !tuning.never.contains(&candidate.id);
+        for (index, candidate) in model.candidates.iter().enumerate().filter(may_train) {
             let extents = (candidate.inputs, candidate.outputs);
             let shape = shapes.iter().position(|shape| shape.extents == extents).unwrap_or_else(|| {
                 let ranks: Vec<usize> =
@@ -64,20 +71,26 @@ impl Weights {
                 shapes.len() - 1
             });
             let importance = problem.importance.get(&candidate.id).copied().unwrap_or(0.0);
-            rows.push(Row { candidate: index, layer: candidate.layer, shape, importance });
+            let required = tuning.always.contains_key(&candidate.id);
+            rows.push(Row { candidate: index, layer: candidate.layer, shape, importance, required });
         }
         rows.sort_by_key(|row| std::cmp::Reverse(row.layer));
         let at_or_above =
             (0..=model.layers).map(|lowest| rows.iter().take_while(|row| row.layer >= lowest).count()).collect();
-        Self { rows, at_or_above, shapes: shapes.into(), empty: empty.into() }
+        let smallest = cost.load(&tuning.always);
+        let smallest = empty.iter().map(|empty| {
+            let reaches = empty.lowest <= smallest.lowest;
+            reaches.then(|| cost.load_from(&tuning.always, empty.lowest))
+        });
+        let smallest = smallest.collect();
+        Self { rows, at_or_above, shapes: shapes.into(), smallest, empty: empty.into() }
     }
 
     /// The same weights of another importance.
     pub(super) fn weighed(&self, model: &ModelSpec, importance: &BTreeMap<WeightId, f64>) -> Self {
         let importance_of = |row: &Row| importance.get(&model.candidates[row.candidate].id).copied().unwrap_or(0.0);
         let rows = self.rows.iter().map(|row| Row { importance: importance_of(row), ..row.clone() }).collect();
-        let (shapes, empty) = (self.shapes.clone(), self.empty.clone());
-        Self { rows, at_or_above: self.at_or_above.clone(), shapes, empty }
+        Self { rows, ..self.clone() }
     }
 
     /// Ranks that a weight may have, ascending.
@@ -95,15 +108,19 @@ impl Weights {
     }
 }
 
-/// Memory in bytes and time in seconds.
-pub(super) type Cost = [f64; 2];
+/// How many budgets there are.
+pub(super) const RESOURCES: usize = 3;
+
+/// Memory in bytes, time in seconds and data in bytes that travel.
+pub(super) type Cost = [f64; RESOURCES];
 
 /// One frame of a silo.
 pub(super) struct FrameTable {
     pub(super) frame: Frame,
     /// Objective without any rank.
     pub(super) value: f64,
-    /// What is left of the budgets when nothing trains yet, by the lowest layer that may; none where a budget is overdrawn.
+    /// What is left of the budgets when nothing trains yet, by the lowest layer that may; none where the weights that have to
+    /// train lie below it or overdraw a budget at their smallest ranks.
     pub(super) room: Vec<Option<Cost>>,
     /// Bytes a unit of rank in the layer that has most of them. They are in no rank's cost, being no sum over the weights.
     pub(super) bytes_per_largest_rank: f64,
@@ -117,22 +134,25 @@ impl FrameTable {
         let cost = &problem.cost;
         let of = |load: &AdapterLoad| -> Option<Cost> {
             let (memory, time) = cost.round(load, frame)?;
-            Some([memory.total(), time.total()])
+            Some([memory.total(), time.total(), cost.data(load)])
         };
         let bytes_per_largest_rank = cost.bytes_per_largest_rank(frame)?;
         let budgets = problem.budgets();
         let mut room = Vec::with_capacity(weights.empty.len());
-        for empty in weights.empty.iter() {
+        for (empty, smallest) in weights.empty.iter().zip(weights.smallest.iter()) {
             let used = of(empty)?;
-            let left = [budgets[0] - used[0], budgets[1] - used[1]];
-            room.push(left.iter().all(|&left| left >= 0.0).then_some(left));
+            let least = smallest.as_ref().and_then(of);
+            let fits = least.is_some_and(|least| least.iter().zip(budgets).all(|(least, budget)| *least <= budget));
+            room.push(fits.then(|| std::array::from_fn(|resource| budgets[resource] - used[resource])));
         }
         let nothing = of(&weights.empty[0])?;
         let mut costs = Vec::with_capacity(weights.shapes.len());
         for shape in weights.shapes.iter() {
             let raised = shape.ranks.iter().zip(&shape.loads).map(|(&rank, load)| {
                 let all = of(load)?;
-                Some([all[0] - nothing[0] - bytes_per_largest_rank * rank as f64, all[1] - nothing[1]])
+                let mut more: Cost = std::array::from_fn(|resource| all[resource] - nothing[resource]);
+                more[0] -= bytes_per_largest_rank * rank as f64;
+                Some(more)
             });
             costs.push(raised.collect::<Option<Vec<Cost>>>()?);
         }
@@ -160,19 +180,14 @@ impl Weights {
             }
         });
         let at_or_above = (0..=layers).map(|lowest| rows.iter().filter(|row| row.layer >= lowest).count()).collect();
-        Self { rows, at_or_above, shapes: shapes.collect(), empty: Arc::new([]) }
+        Self { rows, at_or_above, shapes: shapes.collect(), empty: Arc::new([]), smallest: Arc::new([]) }
     }
 }
 
 #[cfg(test)]
 impl FrameTable {
-    pub(super) fn from_parts(
-        value: f64,
-        room: Vec<Option<Cost>>,
-        bytes_per_largest_rank: f64,
-        costs: Vec<Vec<Cost>>,
-    ) -> Self {
+    pub(super) fn from_parts(value: f64, bytes_per_largest_rank: f64, costs: Vec<Vec<Cost>>) -> Self {
         let frame = Frame { batch_size: 1, base_format: fedpipe_core::BaseFormat::F32, recompute: false };
-        Self { frame, value, room, bytes_per_largest_rank, costs }
+        Self { frame, value, room: vec![], bytes_per_largest_rank, costs }
     }
 }

@@ -385,6 +385,7 @@ impl Engine<'_> {
             let profile = profile.ok_or_else(|| invalid("it never enrolled".into()))?;
             let (update, bytes) = message::receive(self.codec, update).map_err(invalid)?;
             bytes_up = bytes;
+            validate::data(&task, profile, bytes_down + bytes_up)?;
             validate::header(&task, profile, &update).and_then(|()| check(&task, &update)).map_err(invalid)?;
             seconds = self.clock.charge(profile, &task, &update, bytes_down, bytes_up);
             let model = self.adaptation.map(|adaptation| &adaptation.model);

@@ -5,7 +5,7 @@ use crate::aggregate::Product;
 use crate::codec::{Bf16, F32};
 use crate::importance::{SvdSensitivity, Uniform};
 use crate::method::{FedPipe, LocalTraining, MethodSettings};
-use crate::plan::{Deadline, Menu, PlanSettings, plan};
+use crate::plan::{Deadline, Menu, PlanSettings, TuningPatterns, beside_values, plan};
 use fedpipe_core::{BaseFormat, LowRank, Matrix, Schedule, Trainer};
 use fedpipe_testkit::{FakeTransport, Fault, FixedClock, Recorder, ToyTrainer, toy_model};
 use std::sync::Arc;
@@ -85,7 +85,9 @@ impl Federation {
             local_steps: 5,
             value_bytes: 4.0,
             deadline: Deadline::Seconds(DEADLINE_S),
+            finish: None,
             coverage: 1,
+            tuning: TuningPatterns::default(),
         };
         let plan = plan(&model, &profiles, &identified.importance, &settings).unwrap();
         start(&self.method, (Seed(42), "inputs".into()), profiles, identified, plan, 0.05, (1.0, head()))
@@ -223,6 +225,47 @@ fn an_update_that_is_not_valid_is_refused_and_says_why() {
 
 fn nan() -> LowRank {
     LowRank::new(Matrix::from_fn(2, 4, |_, _| f32::NAN), Matrix::zeros(4, 2)).unwrap()
+}
+
+/// All that a message can hold beside values is within what plans take off the cap for it.
+#[test]
+fn names_and_shapes_take_no_more_than_plans_leave_for_them() {
+    let (federation, model) = (Federation::new(transport()), toy_model());
+    let start = federation.start();
+    for (codec, width) in [(&F32 as &dyn Codec, 4.0), (&Bf16, 2.0)] {
+        let mut task = federation.method.tasks(&start, &["a".into()]).remove(0);
+        let Work::Train(work) = &mut task.work else { panic!("a task to train") };
+        let factors = |rank| model.candidates.iter().map(move |c| (c.id.clone(), LowRank::fresh(rank, 4, 4, Seed(1))));
+        (work.adapter.factors, work.fixed) = (factors(1).collect(), factors(3).collect());
+        let update =
+            federation.transport.exchange(vec![task.clone()], &federation.recorder, &federation.stop).remove(0);
+        let down = message::send(codec, task).unwrap().1;
+        let up = message::receive(codec, update.unwrap()).unwrap().1;
+        // A head of 8 values and two weights of 8 values a rank.
+        let values = width * f64::from(8 + 2 * 8 * 4 + 8 + 2 * 8);
+        let (beside, most) = ((down + up) as f64 - values, beside_values(&model));
+        assert!((0.6 * most..most).contains(&beside), "{beside} of {most} bytes beside values");
+    }
+}
+
+#[test]
+fn a_cap_that_the_plan_keeps_is_kept_by_every_round_and_any_less_is_a_failure() {
+    const CAP_BYTES: f64 = 2238.0;
+    let silos = silos().map(|(silo, mut trainer)| {
+        // 4 bytes for each of 2·8 values of the head, of 8 ranks of 8 values down and of 3 up; 1822 for names and shapes.
+        trainer.profile.data_cap_mib = (silo.as_str() == "b").then(|| CAP_BYTES / f64::from(1 << 20));
+        (silo, trainer)
+    });
+    let federation = Federation::new(connected(silos));
+    let start = federation.start();
+    assert_eq!(start.plan.silos[&"b".into()].ranks.values().sum::<usize>(), 3);
+    let state = federation.rounds(start.clone(), 4);
+    assert!(state.history.iter().all(|round| round.failures.is_empty()), "{:?}", state.history);
+    let mut tight = start;
+    tight.profiles.get_mut(&"b".into()).unwrap().data_cap_mib = Some(512.0 / f64::from(1 << 20));
+    let failure = &federation.rounds(tight, 1).history[0].failures[0];
+    assert_eq!((failure.silo.as_str(), failure.kind), ("b", FailureKind::TooMuchData));
+    assert!(failure.reason.ends_with("it may send and receive 0.00 MiB"), "{}", failure.reason);
 }
 
 #[test]

@@ -20,10 +20,22 @@ pub(super) fn profile(silo: &SiloId, profile: SiloProfile) -> Result<SiloProfile
         format!("its speed is {}", profile.speed)
     } else if !positive(profile.bandwidth_mbps) {
         format!("its bandwidth is {} Mbit/s", profile.bandwidth_mbps)
+    } else if let Some(cap) = profile.data_cap_mib.filter(|&cap| !positive(cap)) {
+        format!("its cap on data is {cap} MiB")
     } else {
         return Ok(profile);
     };
     Err(Failure { silo: silo.clone(), round: 0, kind: FailureKind::Invalid, reason: fault })
+}
+
+/// Whether the bytes of a task and its update keep the silo's cap.
+pub(super) fn data(task: &Task, profile: &SiloProfile, bytes: u64) -> Result<(), Failure> {
+    let (mib, cap) = (f64::from(1 << 20), profile.data_cap_bytes());
+    if bytes as f64 <= cap {
+        return Ok(());
+    }
+    let reason = format!("{:.2} MiB travelled, and it may send and receive {:.2} MiB", bytes as f64 / mib, cap / mib);
+    Err(Failure::of(task, FailureKind::TooMuchData, reason))
 }
 
 fn coefficients(profile: &SiloProfile) -> impl Iterator<Item = f64> {

@@ -251,6 +251,9 @@ pub struct FederationConfig {
     pub quorum: f64,
     /// Seconds that a round may last, or as the planner chooses.
     pub deadline_s: Auto<f64>,
+    /// Hours on the run's clock within which all rounds must end: each may last an equal part of them at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish_within_h: Option<f64>,
     /// Largest rank of the merged factors.
     pub server_rank: usize,
     /// Updates of a larger Frobenius norm are refused.
@@ -338,6 +341,12 @@ pub struct PlanConfig {
     pub coverage: usize,
     /// What a silo's own scores count for in its plan, from 0 to 1; the federation's count for the rest.
     pub own_importance: f64,
+    /// Weights that every silo trains: kinds, whole names, or names with `*` for any letters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub always_tune: Vec<String>,
+    /// Weights that no silo trains, named likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub never_tune: Vec<String>,
 }
 
 /// `[probe]`
@@ -372,6 +381,9 @@ pub struct TrainingConfig {
     pub max_grad_norm: f64,
     /// Whether the inside of adapted layers is computed again in the backward pass instead of being kept.
     pub recompute: Auto<bool>,
+    /// Most threads to compute with; without it as many as `RAYON_NUM_THREADS` says, or as the machine has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
     /// Whether a silo keeps the output of its frozen lower layers, in the memory that its plan leaves.
     pub activation_cache: bool,
     /// MiB of the disk that each silo may take for it beside that; 0 for none.
@@ -409,6 +421,9 @@ pub struct SiloConfig {
     pub speed: f64,
     /// Bandwidth of its link in Mbit/s, the same both ways.
     pub bandwidth_mbps: f64,
+    /// MiB that it may send and receive in a round together; without it any number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_cap_mib: Option<f64>,
     /// Files of its own; without any it gets a part of `data.train`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,

@@ -152,6 +152,12 @@ impl<'p> Section<'p> {
         self.read(key, &node).and_then(|value| self.within(key, value, &range, &node.at)).unwrap_or(default)
     }
 
+    /// The number under `key`, within `range`, if it is there.
+    pub fn optional_number<T: Number>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T> {
+        let node = self.take(key)?;
+        self.read(key, &node).and_then(|value| self.within(key, value, &range, &node.at))
+    }
+
     /// The number under `key`, within `range`, or `"auto"`; `default` when it was left out.
     pub fn auto_number<T: Number>(&mut self, key: &'static str, default: Auto<T>, range: RangeInclusive<T>) -> Auto<T> {
         let at = self.place_of(key);
@@ -209,6 +215,14 @@ impl<'p> Section<'p> {
             return None;
         }
         Some(items.iter().filter_map(|item| Some((self.read(key, item)?, item.at.clone()))).collect())
+    }
+
+    /// The list of strings under `key`, which may be empty; empty when it was left out.
+    pub fn strings(&mut self, key: &'static str) -> Vec<String> {
+        if matches!(self.peek(key), Some(Value::Array(items)) if items.is_empty()) {
+            self.take(key);
+        }
+        self.list(key).unwrap_or_default().into_iter().map(|(item, _)| item).collect()
     }
 
     /// A growing list of counts under `key`; `default` when it was left out.

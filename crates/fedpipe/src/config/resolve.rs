@@ -23,6 +23,7 @@ const MAX_SILOS: usize = 10_000;
 const MAX_RANK: usize = 256;
 const MAX_BATCH: usize = 4096;
 const SPEEDS: RangeInclusive<f64> = 1e-4..=1e4;
+const MAX_THREADS: i64 = 4096;
 
 pub(super) fn config(root: Node, problems: &Problems) -> Config {
     let mut root = Section::new(problems, "the configuration".into(), Some(root));
@@ -144,6 +145,7 @@ fn federation(mut section: Section<'_>, adapter: &AdapterConfig) -> FederationCo
         cohort: section.number("cohort", 1.0, TINY..=1.0),
         quorum: section.number("quorum", 0.5, TINY..=1.0),
         deadline_s: section.auto_number("deadline_s", Auto::Auto, 1e-3..=1e9),
+        finish_within_h: section.optional_number("finish_within_h", 1e-6..=1e6),
         server_rank: section.count("server_rank", largest, 1..=MAX_RANK),
         max_update_norm: section.number("max_update_norm", 1e3, TINY..=1e9),
         refresh_importance: section.count("refresh_importance", 0, 0..=100_000) as u32,
@@ -225,8 +227,9 @@ fn plan(mut section: Section<'_>) -> PlanConfig {
     };
     let coverage = section.count("coverage", 2, 0..=MAX_SILOS);
     let own_importance = section.number("own_importance", 0.0, 0.0..=1.0);
+    let (always_tune, never_tune) = (section.strings("always_tune"), section.strings("never_tune"));
     section.finish();
-    PlanConfig { batch_sizes, base_formats, coverage, own_importance }
+    PlanConfig { batch_sizes, base_formats, coverage, own_importance, always_tune, never_tune }
 }
 
 fn probe(mut section: Section<'_>) -> ProbeConfig {
@@ -250,6 +253,7 @@ fn training(mut section: Section<'_>) -> TrainingConfig {
         weight_decay: section.number("weight_decay", 0.01, 0.0..=10.0),
         max_grad_norm: section.number("max_grad_norm", 1.0, TINY..=1e9),
         recompute: section.auto("recompute", Auto::Auto),
+        threads: section.optional_number("threads", 1..=MAX_THREADS).and_then(|threads| usize::try_from(threads).ok()),
         activation_cache: section.optional("activation_cache").unwrap_or(true),
         activation_cache_disk_mib: section.count("activation_cache_disk_mib", 2048, 0..=1 << 24) as u64,
     };
@@ -320,6 +324,7 @@ fn silo(mut section: Section<'_>, others: &[SiloConfig]) -> SiloConfig {
         memory_mib: section.count("memory_mib", 0, 1..=1 << 24) as u64,
         speed: section.number("speed", 1.0, SPEEDS),
         bandwidth_mbps: section.number("bandwidth_mbps", 100.0, 1e-3..=1e6),
+        data_cap_mib: section.optional_number("data_cap_mib", 1e-3..=1e9),
         data: paths(&mut section, "data"),
         slows_down: slows_down(&mut section),
     };

@@ -48,6 +48,7 @@ fn the_resolved_configuration_reads_back_to_itself() {
         codec = "bf16"
         cohort = 0.25
         deadline_s = 30
+        finish_within_h = 0.5
         server_rank = 32
         partition = { kind = "column", name = "site" }
         [adapter]
@@ -55,7 +56,10 @@ fn the_resolved_configuration_reads_back_to_itself() {
         ranks = [1, 32]
         [plan]
         base_formats = ["nf4", "f32"]
+        always_tune = ["query", "*.layer.5.*"]
+        never_tune = []
         [training]
+        threads = 2
         learning_rate = 0.1234567890123456
         recompute = true
         activation_cache = false
@@ -64,6 +68,7 @@ fn the_resolved_configuration_reads_back_to_itself() {
         name = "a"
         memory_mib = 1
         speed = 0.1
+        data_cap_mib = 8
         data = ["a.jsonl", "with \\"quotes\\".tsv"]
         slows_down = { round = 4, speed = 0.2 }
     "#;
@@ -84,6 +89,11 @@ fn options_override_the_file_in_their_order() {
         "data.test=[\"a.tsv\", \"b.tsv\"]",
         "adapter.target_modules=auto",
         "training.recompute=false",
+        "plan.never_tune=[\"key\"]",
+        "plan.always_tune=[]",
+        "silos.clinic.data_cap_mib=8",
+        "federation.finish_within_h=1.5",
+        "training.threads=3",
     ];
     let config = parse(&with("[model]", ""), &options).unwrap();
     assert_eq!((config.federation.rounds, config.silos[0].memory_mib), (4, 2048));
@@ -91,6 +101,9 @@ fn options_override_the_file_in_their_order() {
     assert_eq!((config.federation.importance.as_str(), config.data.test.len()), ("uniform", 2));
     assert_eq!(config.adapter.target_modules, Auto::Auto);
     assert_eq!(config.training.recompute, Auto::Given(false));
+    assert_eq!((config.plan.always_tune.len(), config.plan.never_tune.as_slice()), (0, &["key".to_string()][..]));
+    assert_eq!((config.silos[0].data_cap_mib, config.federation.finish_within_h), (Some(8.0), Some(1.5)));
+    assert_eq!(config.training.threads, Some(3));
 }
 
 #[test]
@@ -124,6 +137,12 @@ fn errors_show_the_line_and_what_to_do() {
         ("recompute", format!("{MINIMAL}\n[training]\nrecompute = \"always\""), &[]),
         ("neither true nor false", format!("{MINIMAL}\n[training]\nactivation_cache = \"yes\""), &[]),
         ("deadline", format!("{MINIMAL}\n[federation]\ndeadline_s = \"soon\""), &[]),
+        (
+            "patterns, cap, end and threads",
+            MINIMAL.replace("memory_mib = 700", "memory_mib = 700\ndata_cap_mib = 0")
+                + "\n[plan]\nalways_tune = \"query\"\nnever_tune = [5]\n[federation]\nfinish_within_h = -1\n[training]\nthreads = 0",
+            &[],
+        ),
         ("target modules", format!("{MINIMAL}\n[adapter]\ntarget_modules = \"query\""), &[]),
         ("server rank", format!("{MINIMAL}\n[federation]\nserver_rank = 8"), &[]),
         ("silo's name", MINIMAL.replace("\"clinic\"", "\"../clinic\""), &[]),

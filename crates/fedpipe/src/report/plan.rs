@@ -212,4 +212,28 @@ mod tests {
         let look = Look { width: 100, colour: false };
         insta::assert_snapshot!(text(&fixture::state(), &fixture::model(), look));
     }
+
+    /// One silo with more memory, one that computes again and trains a weight less, the others as before.
+    #[test]
+    fn what_would_change_reads_well() {
+        let now = fixture::state().plan;
+        let mut then = now.clone();
+        (then.deadline_s, then.optimality.objective) = (24.5, 1.25);
+        let mut silos = then.silos.values_mut();
+        let (more, less) = (silos.next().unwrap(), silos.next().unwrap());
+        (more.batch_size, more.base_format, more.objective) = (64, fedpipe_core::BaseFormat::F32, 0.93);
+        more.ranks.values_mut().for_each(|rank| *rank *= 2);
+        more.memory.activations *= 2.0;
+        (less.recompute, less.time.backward) = (!less.recompute, 2.0 * less.time.backward);
+        less.ranks.pop_first();
+        insta::assert_snapshot!(difference(&now, &then));
+    }
+
+    #[test]
+    fn nothing_that_would_change_is_said_in_a_line() {
+        let plan = fixture::state().plan;
+        let said = difference(&plan, &plan);
+        assert!(said.ends_with("\n\nAs before: bank, clinic, edge, factory.\n"), "{said}");
+        assert_eq!(said.lines().count(), 3, "{said}");
+    }
 }

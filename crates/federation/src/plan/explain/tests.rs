@@ -1,4 +1,4 @@
-use super::super::{CostModel, Deadline, Menu, PlanSettings, plan};
+use super::super::{CostModel, Deadline, Menu, PlanSettings, Tuning, TuningPatterns, plan};
 use super::*;
 use fedpipe_core::{BaseFormat, CandidateWeight, MemoryTerms, TimeTerms};
 use fedpipe_testkit::{toy_model, toy_profile};
@@ -12,7 +12,8 @@ fn settings(deadline_s: f64, coverage: usize) -> PlanSettings {
         batch_value: 0.1,
     };
     let deadline = Deadline::Seconds(deadline_s);
-    PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, coverage }
+    let (finish, tuning) = (None, TuningPatterns::default());
+    PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, finish, coverage, tuning }
 }
 
 /// The reasons of silos with texts of so many tokens, over a model of two layers with one weight each.
@@ -96,6 +97,7 @@ fn changes_of_ranks_are_told_by_layers_and_kinds() {
             ranks: ranks.filter(|(_, rank)| *rank > 0).collect(),
             memory: MemoryTerms::default(),
             time: TimeTerms::default(),
+            data: 0.0,
             objective: 0.0,
         }
     };
@@ -124,7 +126,7 @@ fn changes_of_ranks_are_told_by_layers_and_kinds() {
     assert_eq!(changes(&model, &before, &patchy), expected);
 }
 
-/// By hand: an eighth of the memory down to a power of two, a tenth of the deadline down to 1, 2 or 5.
+/// By hand: an eighth of the memory or of the data down to a power of two, a tenth of the deadline down to 1, 2 or 5.
 #[test]
 fn what_is_asked_for_more_is_round() {
     let told = |memory_mib: u64, deadline_s: f64| {
@@ -132,10 +134,19 @@ fn what_is_asked_for_more_is_round() {
         let profile = SiloProfile { memory_mib, ..toy_profile("a") };
         let cost = CostModel { model: &model, profile: &profile, server_rank: 4, local_steps: 1, value_bytes: 4.0 };
         let memory_budget = MEMORY_SHARE * profile.budget_bytes() as f64;
-        let importance = BTreeMap::new();
-        let problem =
-            SiloProblem { cost, importance: &importance, menu: &menu, memory_budget, time_budget: deadline_s };
-        More::of(&problem, deadline_s).told()
+        let problem = SiloProblem {
+            cost,
+            importance: &BTreeMap::new(),
+            menu: &menu,
+            tuning: &Tuning::default(),
+            memory_budget,
+            time_budget: deadline_s,
+            data_budget: 9.0 * MIB,
+        };
+        let told = |binding| More::of(&problem, deadline_s, binding).told();
+        let data = told(Binding { data: true, ..Binding::default() });
+        assert_eq!(data, "+1 MiB of data a round");
+        told(Binding { memory: true, time: true, data: false })
     };
     assert_eq!(told(64, 6.3), "+8 MiB and +0.5 s a round");
     assert_eq!(told(160, 100.0), "+16 MiB and +10 s a round");

@@ -11,7 +11,17 @@ const DEADLINE_S: f64 = 7.5;
 
 fn plan_settings() -> PlanSettings {
     let deadline = Deadline::Seconds(DEADLINE_S);
-    PlanSettings { menu: menu(), server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, coverage: 1 }
+    let (finish, tuning) = (None, Default::default());
+    PlanSettings {
+        menu: menu(),
+        server_rank: 4,
+        local_steps: 5,
+        value_bytes: 4.0,
+        deadline,
+        finish,
+        coverage: 1,
+        tuning,
+    }
 }
 
 fn adaptation(refresh_importance: u32) -> Adaptation {
