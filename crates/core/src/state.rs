@@ -151,6 +151,9 @@ pub struct RunState {
     pub own_importance: BTreeMap<SiloId, BTreeMap<WeightId, f64>>,
     /// The plan in force.
     pub plan: Plan,
+    /// Kinds of weight that nobody trains, where that was left to FedPipe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub never_tune: Vec<String>,
     /// AdamW's highest learning rate.
     pub learning_rate: f64,
     /// How the plan in force came from the first one.

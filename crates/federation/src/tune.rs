@@ -2,8 +2,8 @@
 //!
 //! The learning rate is found by trying, in [`crate::round::Engine::learning_rate`].
 
-use crate::plan::{Importance, PlanError, PlanSettings, plan};
-use fedpipe_core::{Chosen, ModelSpec, Plan, Schedule, SiloId, SiloPlan, SiloProfile};
+use crate::plan::{Importance, PlanError, PlanSettings, TuningPatterns, plan};
+use fedpipe_core::{Chosen, ModelSpec, Plan, Schedule, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
 /// Learning rates that are tried, ascending: what LoRA with AdamW is trained at, from the larger models to the smallest.
@@ -17,6 +17,8 @@ pub const WARMUP_RATIO: f64 = 0.06;
 const LOCAL_STEPS: [usize; 6] = [5, 10, 20, 40, 80, 160];
 /// Share of a round that transfers may take in the median silo.
 const TRANSFER_SHARE: f64 = 0.2;
+/// Share of all importance that the adapted kinds of weight hold at least.
+const HELD: f64 = 0.8;
 /// Lengths come in multiples of this, which is kind to kernels and to the eye.
 const LENGTH_STEP: usize = 16;
 
@@ -53,6 +55,48 @@ pub fn max_length(lengths: &BTreeMap<SiloId, Vec<usize>>, whole: f64, most: usiz
         100.0 * tokens(length) / tokens(usize::MAX)
     );
     (length, chosen("training.max_length", length, reason))
+}
+
+/// Kinds of weight that nobody trains: all but those that hold most importance for the values of their adapters and together
+/// [`HELD`] of all importance. Kinds of which a person wants a weight trained stay.
+pub fn target_modules(
+    model: &ModelSpec,
+    importance: &BTreeMap<WeightId, f64>,
+    decided: &TuningPatterns,
+) -> (Vec<String>, Chosen) {
+    struct Kind {
+        name: String,
+        held: f64,
+        values: f64,
+        required: bool,
+    }
+    let mut kinds: Vec<Kind> = Vec::new();
+    for candidate in &model.candidates {
+        let place = kinds.iter().position(|kind| kind.name == candidate.kind).unwrap_or_else(|| {
+            kinds.push(Kind { name: candidate.kind.clone(), held: 0.0, values: 0.0, required: false });
+            kinds.len() - 1
+        });
+        kinds[place].held += importance.get(&candidate.id).copied().unwrap_or(0.0);
+        kinds[place].values += candidate.parameters(1) as f64;
+        kinds[place].required |= decided.requires(candidate);
+    }
+    kinds.sort_by(|a, b| (b.held * a.values).total_cmp(&(a.held * b.values)));
+    let all: f64 = kinds.iter().map(|kind| kind.held).sum();
+    let (mut held, mut kept, mut never) = (0.0, Vec::new(), Vec::new());
+    for kind in kinds {
+        let wanted = kept.is_empty() || held < HELD * all || kind.required;
+        held += if wanted { kind.held } else { 0.0 };
+        if wanted { kept.push(kind) } else { never.push(kind) }
+    }
+    let list = |kinds: &[Kind]| {
+        let of = |kind: &Kind| format!("{} {:.0} %", kind.name, 100.0 * kind.held / all.max(f64::MIN_POSITIVE));
+        kinds.iter().map(of).collect::<Vec<_>>().join(", ")
+    };
+    let left_out = if never.is_empty() { String::new() } else { format!("; left out: {}", list(&never)) };
+    let reason = format!("most importance for the values of an adapter: {}{left_out}", list(&kept));
+    let names: Vec<String> = kept.iter().map(|kind| format!("\"{}\"", kind.name)).collect();
+    let value = format!("[{}]", names.join(", "));
+    (never.into_iter().map(|kind| kind.name).collect(), chosen("adapter.target_modules", value, reason))
 }
 
 /// A plan with the fewest steps of a round at which transfers take no more than a fifth of it in the median silo, but no
@@ -140,7 +184,7 @@ pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<(f64, 
 mod tests {
     use super::*;
     use crate::plan::{Deadline, Menu, TuningPatterns};
-    use fedpipe_core::BaseFormat;
+    use fedpipe_core::{BaseFormat, CandidateWeight};
     use fedpipe_testkit::{toy_model, toy_profile};
 
     /// 20 texts of 1 to 20 tokens need 19 for 95 %; a silo of 100 tokens needs all of them.
@@ -161,6 +205,30 @@ mod tests {
                       which leaves 70.2 % of their tokens to compute";
         assert_eq!(chosen.reason, reason);
         assert_eq!(max_length(&BTreeMap::new(), 0.95, 64).0, 16);
+    }
+
+    /// query: 0.5 by 8 values a rank and layer; output: 0.4 by 12; inner: 0.1 by 8.
+    #[test]
+    fn the_kinds_that_hold_most_importance_for_their_size_are_adapted() {
+        let weight = |kind: &str, outputs| CandidateWeight {
+            id: WeightId::new(format!("layer.0.{kind}")),
+            layer: 0,
+            kind: kind.into(),
+            inputs: 4,
+            outputs,
+        };
+        let model =
+            ModelSpec { candidates: vec![weight("inner", 4), weight("output", 8), weight("query", 4)], ..toy_model() };
+        let importance = [("layer.0.inner", 0.1), ("layer.0.output", 0.4), ("layer.0.query", 0.5)];
+        let importance = importance.map(|(id, share)| (WeightId::new(id), share)).into();
+        let (never, chosen) = target_modules(&model, &importance, &TuningPatterns::default());
+        assert_eq!((never, chosen.value.as_str()), (vec!["inner".to_string()], "[\"query\", \"output\"]"));
+        assert_eq!(
+            chosen.reason,
+            "most importance for the values of an adapter: query 50 %, output 40 %; left out: inner 10 %"
+        );
+        let decided = TuningPatterns { always: vec!["*.inner".into()], never: vec![] };
+        assert!(target_modules(&model, &importance, &decided).0.is_empty());
     }
 
     fn settings(deadline: Deadline) -> PlanSettings {

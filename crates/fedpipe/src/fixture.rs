@@ -48,6 +48,7 @@ pub fn state() -> RunState {
         importance: importance(),
         own_importance: BTreeMap::new(),
         plan: plan(),
+        never_tune: Vec::new(),
         learning_rate: 3e-3,
         plan_changes: Vec::new(),
         slowness: BTreeMap::new(),

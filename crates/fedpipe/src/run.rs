@@ -1,7 +1,7 @@
 //! The main job: enrol, identify, plan, train round by round, export. Reads from top to bottom.
 
 use crate::checkpoint::Restored;
-use crate::config::{self, Auto, Config};
+use crate::config::{self, Auto, Config, TargetModules};
 use crate::device;
 use crate::error::AppError;
 use crate::report::{heat, html, plan as plan_report};
@@ -242,14 +242,22 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let Progress::Done(identified) = identified else { return Ok(None) };
     let training = &config.training;
     let given = training.local_steps.given();
-    let settings = plan_settings(config, parts.value_bytes, given.unwrap_or_default());
+    let mut settings = plan_settings(config, parts.value_bytes, given.unwrap_or_default());
+    let mut chosen = setup.chosen.clone();
+    let mut never_tune = Vec::new();
+    if config.adapter.target_modules == TargetModules::Auto {
+        let (never, why) = tune::target_modules(&setup.spec, &identified.importance, &settings.tuning);
+        settings.tuning.never.extend(never.iter().cloned());
+        never_tune = never;
+        chosen.push(why);
+    }
     let importance =
         Importance { federation: &identified.importance, own: &identified.own, own_share: config.plan.own_importance };
     let mut plan = match given {
         Some(_) => plan::plan(&setup.spec, &profiles, importance, &settings)?,
         None => tune::plan_with_steps(&setup.spec, &profiles, importance, &settings)?,
     };
-    plan.chosen.splice(0..0, setup.chosen.iter().cloned());
+    plan.chosen.splice(0..0, chosen);
     if training.warmup_ratio == Auto::Auto {
         plan.chosen.push(tune::warmup_ratio(schedule(&training.lr_scheduler_type)).1);
     }
@@ -261,6 +269,7 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let run = (seed, setup.inputs());
     let first = rate.unwrap_or(FIRST_RATE);
     let state = start(&*parts.method, run, profiles, identified, plan, first, (scaling, head));
+    let state = RunState { never_tune, ..state };
     if rate.is_some() {
         return Ok(Some(state));
     }
@@ -343,7 +352,8 @@ pub fn what_if(other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, 
     }
     let value_bytes = codec::by_name(&other.federation.codec)?.1;
     let local_steps = other.training.local_steps.given().unwrap_or(state.plan.local_steps);
-    let settings = plan_settings(other, value_bytes, local_steps);
+    let mut settings = plan_settings(other, value_bytes, local_steps);
+    settings.tuning.never.extend(state.never_tune.iter().cloned());
     let chosen = state.plan.chosen.clone();
     let importance =
         Importance { federation: &state.importance, own: &state.own_importance, own_share: other.plan.own_importance };

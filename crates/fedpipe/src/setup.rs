@@ -1,6 +1,6 @@
 //! From a configuration to a federation of this process: model, texts, silos.
 
-use crate::config::{self, Auto, Config};
+use crate::config::{self, Auto, Config, TargetModules};
 use crate::error::AppError;
 use crate::length;
 use crate::report::Loading;
@@ -14,7 +14,7 @@ use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::{ModelSource, resolve};
 use fedpipe_model::ops::IGNORED;
 use fedpipe_model::{
-    BaseModel, CacheSettings, HeapMeter, ProfileSettings, ProfiledTargets, SiloSettings, SiloTrainer,
+    ALL_LINEAR, BaseModel, CacheSettings, HeapMeter, ProfileSettings, ProfiledTargets, SiloSettings, SiloTrainer,
     adapter::fresh_head, limit_threads,
 };
 use fedpipe_transport::LocalTransport;
@@ -87,7 +87,7 @@ impl Setup {
         }
         let train =
             train.into_iter().map(|(silo, data)| (silo, task.packed(data, &encoder).without_passages())).collect();
-        let spec = base.spec(target_modules(config), task.head())?;
+        let spec = base.spec(&target_modules(config), task.head())?;
         // A pattern that matches nothing is told before anything is measured.
         Tuning::of(&tuning_patterns(config), &spec.candidates, &config.adapter.ranks)?;
         let silos = config.silos.iter().map(|silo| SiloSettings {
@@ -220,10 +220,11 @@ pub(crate) fn tuning_patterns(config: &Config) -> TuningPatterns {
     TuningPatterns { always: config.plan.always_tune.clone(), never: config.plan.never_tune.clone() }
 }
 
-fn target_modules(config: &Config) -> &[String] {
+fn target_modules(config: &Config) -> Vec<String> {
     match &config.adapter.target_modules {
-        Auto::Auto => &[],
-        Auto::Given(kinds) => kinds,
+        TargetModules::Attention => Vec::new(),
+        TargetModules::AllLinear | TargetModules::Auto => vec![ALL_LINEAR.into()],
+        TargetModules::Kinds(kinds) => kinds.clone(),
     }
 }
 

@@ -49,6 +49,7 @@ fn settings_that_are_left_to_fedpipe_are_found_out_with_reasons() {
     let world = World::new();
     let keys = [
         "training.max_length",
+        "adapter.target_modules",
         "training.local_steps",
         "training.warmup_ratio",
         "adapter.scaling",
@@ -67,8 +68,8 @@ fn settings_that_are_left_to_fedpipe_are_found_out_with_reasons() {
         chosen.iter().all(|c| !c["value"].as_str().unwrap().is_empty() && c["reason"].as_str().unwrap().len() > 20)
     );
     let state = world.json("runs/a/checkpoints/round-004/state.json");
-    assert_eq!(chosen[1]["value"].as_str().unwrap(), plan["local_steps"].to_string());
-    assert_eq!(chosen[4]["value"].as_str().unwrap().parse::<f64>().unwrap(), state["learning_rate"].as_f64().unwrap());
+    assert_eq!(chosen[2]["value"].as_str().unwrap(), plan["local_steps"].to_string());
+    assert_eq!(chosen[5]["value"].as_str().unwrap().parse::<f64>().unwrap(), state["learning_rate"].as_f64().unwrap());
     let page = fs::read_to_string(world.path("runs/a/report.html")).unwrap();
     assert!(keys.iter().all(|key| page.contains(key)) && page.contains("Settings left to FedPipe"));
     run("runs/b");

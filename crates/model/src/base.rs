@@ -140,7 +140,7 @@ impl BaseModel {
     /// The model as the federation sees it, with what stands on its layers.
     ///
     /// `targets` names kinds of weights (`query`) or whole module paths; empty takes the
-    /// architecture's usual ones.
+    /// architecture's usual ones, [`ALL_LINEAR`] alone all.
     ///
     /// # Errors
     /// When a target matches no weight, or the weights cannot be read.
@@ -189,6 +189,9 @@ impl BaseModel {
     fn targets(&self, targets: &[String]) -> Result<Vec<CandidateWeight>, Error> {
         let usual: Vec<String> = self.outline.default_targets.iter().map(|t| t.to_string()).collect();
         let targets = if targets.is_empty() { &usual } else { targets };
+        if targets == [ALL_LINEAR] {
+            return Ok(self.outline.candidates.clone());
+        }
         for target in targets {
             if !self.outline.candidates.iter().any(|c| hits(c, target)) {
                 let mut kinds: Vec<&str> = self.outline.candidates.iter().map(|c| c.kind.as_str()).collect();
@@ -201,6 +204,9 @@ impl BaseModel {
         Ok(chosen.cloned().collect())
     }
 }
+
+/// PEFT's name for every linear layer.
+pub const ALL_LINEAR: &str = "all-linear";
 
 /// Kinds match whole: `output.dense` does not hit `attention.output.dense`.
 fn hits(candidate: &CandidateWeight, target: &str) -> bool {

@@ -27,7 +27,7 @@ pub mod task;
 mod train;
 
 pub use answer::{Answer, answers};
-pub use base::BaseModel;
+pub use base::{ALL_LINEAR, BaseModel};
 pub use cache::{CacheLimits, Prefix, PrefixCache};
 pub use error::Error;
 pub use evaluate::{Prediction, evaluate, logits, predict};

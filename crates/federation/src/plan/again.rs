@@ -27,6 +27,7 @@ pub fn again<'a>(
     check(settings, &importance)?;
     let budget = plan.deadline_s * DEADLINE_SHARE;
     let tuning = Tuning::of(&settings.tuning, &model.candidates, &settings.menu.ranks)?;
+    let model = &*tuning.model(model);
     let any = profiles.values().next().ok_or(PlanError::NoSilos)?;
     let shared = Weights::of(&problem(model, any, importance.federation, settings, &tuning, budget));
     let mut covered = Covered::of(model, &shared, profiles, settings.coverage, plan);

@@ -381,7 +381,7 @@ fn next_larger(problem: &SiloProblem<'_>, best: &Choice) -> Vec<Choice> {
         let now = best.ranks.get(&candidate.id).copied().unwrap_or(0);
         let next = menu.ranks.iter().find(|&&r| r > now && r <= candidate.inputs.min(candidate.outputs));
         let gains = problem.importance.get(&candidate.id).is_some_and(|&importance| importance > 0.0);
-        let Some(&next) = next.filter(|_| gains && !problem.tuning.never.contains(&candidate.id)) else { continue };
+        let Some(&next) = next.filter(|_| gains) else { continue };
         let mut ranks = best.ranks.clone();
         ranks.insert(candidate.id.clone(), next);
         larger.extend(problem.evaluate(best.frame, ranks));

@@ -254,6 +254,7 @@ pub fn plan<'a>(
         return Err(PlanError::NoSilos);
     }
     let tuning = &Tuning::of(&settings.tuning, &model.candidates, &settings.menu.ranks)?;
+    let model = &*tuning.model(model);
     let shared = profiles
         .values()
         .next()

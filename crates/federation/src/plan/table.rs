@@ -7,11 +7,11 @@
 
 use super::choose::{SiloProblem, format_penalty};
 use super::cost::{AdapterLoad, Frame, capped};
-use fedpipe_core::{CandidateWeight, ModelSpec, WeightId};
+use fedpipe_core::{ModelSpec, WeightId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The candidate weights that may train, from the top layer down. All but their importance is the same for all silos and
+/// The candidate weights, from the top layer down. All but their importance is the same for all silos and
 /// shared by them.
 #[derive(Clone)]
 pub(super) struct Weights {
@@ -56,8 +56,7 @@ impl Weights {
         let mut shapes: Vec<Shape> = Vec::new();
         let mut rows = Vec::with_capacity(model.candidates.len());
         let tuning = problem.tuning;
-        let may_train = |(_, candidate): &(usize, &CandidateWeight)| !tuning.never.contains(&candidate.id);
-        for (index, candidate) in model.candidates.iter().enumerate().filter(may_train) {
+        for (index, candidate) in model.candidates.iter().enumerate() {
             let extents = (candidate.inputs, candidate.outputs);
             let shape = shapes.iter().position(|shape| shape.extents == extents).unwrap_or_else(|| {
                 let ranks: Vec<usize> =

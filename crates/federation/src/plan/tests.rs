@@ -342,8 +342,9 @@ fn the_choice_is_the_optimum_or_near_it() {
         let total: f64 = scores.iter().sum();
         let importance = model.candidates.iter().zip(&scores).map(|(c, s)| (c.id.clone(), s / total)).collect();
         let server_rank = stream.random_range(0..9);
-        let cost = CostModel { model: &model, profile: &profile, server_rank, local_steps: 5, value_bytes: 4.0 };
         let tuning = decided(&mut stream, &model, &menu.ranks);
+        let left = tuning.model(&model);
+        let cost = CostModel { model: &left, profile: &profile, server_rank, local_steps: 5, value_bytes: 4.0 };
         let mut problem = SiloProblem {
             cost,
             importance: &importance,
@@ -407,8 +408,7 @@ fn brute_force_together(problems: &[SiloProblem<'_>], federation: &Scores, cover
         best.push(of_silo);
     }
     let importance = |i: usize| federation[&candidates[i].id];
-    let never = &problems[0].tuning.never;
-    let mut important: Vec<usize> = (0..candidates.len()).filter(|&i| !never.contains(&candidates[i].id)).collect();
+    let mut important: Vec<usize> = (0..candidates.len()).collect();
     important.sort_by(|&a, &b| importance(b).total_cmp(&importance(a)));
     let half = 0.5 * important.iter().map(|&i| importance(i)).sum::<f64>();
     let mut held = 0.0;
@@ -483,11 +483,12 @@ fn covered_as_well_as_can_be(own_share: f64, least_proven: usize) {
             always: names(tuning.always.keys().collect()),
             never: names(tuning.never.iter().collect()),
         };
+        let left = tuning.model(&model);
         let Deadline::Seconds(deadline) = settings.deadline else { panic!("given") };
         let problems: Vec<SiloProblem<'_>> = all
             .values()
             .zip(&of_silos)
-            .map(|(profile, scores)| problem(&model, profile, scores, &settings, &tuning, deadline * DEADLINE_SHARE))
+            .map(|(profile, scores)| problem(&left, profile, scores, &settings, &tuning, deadline * DEADLINE_SHARE))
             .collect();
         let Ok(found) = plan(&model, &all, importance, &settings) else { continue };
         planned += 1;

@@ -2,7 +2,8 @@
 
 use super::PlanError;
 use super::cost::capped;
-use fedpipe_core::{CandidateWeight, WeightId};
+use fedpipe_core::{CandidateWeight, ModelSpec, WeightId};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Patterns of weights. A pattern is a kind (`query`), the whole name of a weight, or a name in which `*` stands for any
@@ -13,6 +14,13 @@ pub struct TuningPatterns {
     pub always: Vec<String>,
     /// Weights that no silo trains.
     pub never: Vec<String>,
+}
+
+impl TuningPatterns {
+    /// Whether every silo has to train the weight.
+    pub(crate) fn requires(&self, candidate: &CandidateWeight) -> bool {
+        self.always.iter().any(|pattern| matches(pattern, candidate))
+    }
 }
 
 /// The weights that patterns match.
@@ -55,6 +63,18 @@ impl Tuning {
             }
         }
         Ok(tuning)
+    }
+}
+
+impl Tuning {
+    /// The model of a federation in which nobody trains the barred weights: nothing of them is ever sent or applied.
+    pub(super) fn model<'m>(&self, model: &'m ModelSpec) -> Cow<'m, ModelSpec> {
+        if self.never.is_empty() {
+            return Cow::Borrowed(model);
+        }
+        let may_train = |candidate: &&CandidateWeight| !self.never.contains(&candidate.id);
+        let candidates = model.candidates.iter().filter(may_train).cloned().collect();
+        Cow::Owned(ModelSpec { candidates, ..model.clone() })
     }
 }
 

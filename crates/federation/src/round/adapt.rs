@@ -34,7 +34,9 @@ impl Adaptation {
 
     fn settings(&self, state: &RunState) -> PlanSettings {
         let (deadline, local_steps) = (Deadline::Seconds(state.plan.deadline_s), state.plan.local_steps);
-        PlanSettings { deadline, local_steps, ..self.settings.clone() }
+        let mut settings = PlanSettings { deadline, local_steps, ..self.settings.clone() };
+        settings.tuning.never.extend(state.never_tune.iter().cloned());
+        settings
     }
 
     /// The silos at the pace that their plans reckon with.

@@ -124,6 +124,7 @@ pub fn start(
         importance: identification.importance,
         own_importance: identification.own,
         plan,
+        never_tune: Vec::new(),
         learning_rate,
         plan_changes: Vec::new(),
         slowness: BTreeMap::new(),

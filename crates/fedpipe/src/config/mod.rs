@@ -319,15 +319,38 @@ pub enum Partition {
 /// `[adapter]`
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AdapterConfig {
-    /// Weights that may be adapted: those whose path ends with one of these, or the architecture's own choice, the weights
-    /// of attention.
-    pub target_modules: Auto<Vec<String>>,
+    /// Weights that may be adapted.
+    pub target_modules: TargetModules,
     /// Ranks that the planner may give to a weight.
     pub ranks: Vec<usize>,
     /// alpha / r, one for every rank.
     pub scaling: Auto<f64>,
     /// Dropout on the input of the adapters.
     pub dropout: f64,
+}
+
+/// Weights that may be adapted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TargetModules {
+    /// Those of attention.
+    Attention,
+    /// All linear layers of the encoder or decoder.
+    AllLinear,
+    /// The kinds among all linear layers that the importance probe finds worth their size.
+    Auto,
+    /// Those of these kinds, each the end of a weight's path.
+    Kinds(Vec<String>),
+}
+
+impl Serialize for TargetModules {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Attention => serializer.serialize_str(names::ATTENTION),
+            Self::AllLinear => serializer.serialize_str(names::ALL_LINEAR),
+            Self::Auto => serializer.serialize_str(AUTO),
+            Self::Kinds(kinds) => kinds.serialize(serializer),
+        }
+    }
 }
 
 /// `[plan]`

@@ -12,6 +12,10 @@ pub const ON_BAD_RECORD: &[&str] = &["error", "skip"];
 pub const METHODS: &[&str] = &["fedpipe"];
 /// `federation.importance`.
 pub const IMPORTANCES: &[&str] = &["svd-sensitivity", "gradient", "uniform", "random"];
+/// `adapter.target_modules` for the weights of attention.
+pub const ATTENTION: &str = "attention";
+/// `adapter.target_modules` for all linear layers; PEFT's name.
+pub const ALL_LINEAR: &str = fedpipe_model::ALL_LINEAR;
 /// `federation.aggregation`.
 pub const AGGREGATIONS: &[&str] = &["product", "zero-pad"];
 /// `federation.codec`.

@@ -5,7 +5,8 @@ use super::read::{Problems, Section};
 use super::source::{Node, Value};
 use super::{
     AUTO, AdapterConfig, Auto, Config, DataColumns, DataConfig, EvaluationConfig, FederationConfig, ModelSource,
-    OutputConfig, Partition, PlanConfig, ProbeConfig, SiloConfig, SlowsDownConfig, TaskConfig, TrainingConfig, names,
+    OutputConfig, Partition, PlanConfig, ProbeConfig, SiloConfig, SlowsDownConfig, TargetModules, TaskConfig,
+    TrainingConfig, names,
 };
 use fedpipe_core::BaseFormat;
 use fedpipe_model::data::{InstructionFormat, OnBadRecord, Reading};
@@ -194,21 +195,22 @@ fn adapter(mut section: Section<'_>) -> AdapterConfig {
     config
 }
 
-fn target_modules(section: &mut Section<'_>) -> Auto<Vec<String>> {
+fn target_modules(section: &mut Section<'_>) -> TargetModules {
     const KEY: &str = "target_modules";
     if let Some(Value::Array(_)) = section.peek(KEY) {
         let kinds = section.list(KEY).unwrap_or_default();
-        return Auto::Given(kinds.into_iter().map(|(kind, _)| kind).collect());
+        return TargetModules::Kinds(kinds.into_iter().map(|(kind, _)| kind).collect());
     }
-    match section.take(KEY) {
-        None => {}
-        Some(Node { value: Value::String(text), .. }) if text == AUTO => {}
-        Some(Node { at, .. }) => {
-            let problem = Problem::new("target_modules must be \"auto\" or a list of kinds", at);
-            section.problems().add(problem.help("for example [\"query\", \"value\"]"));
-        }
+    let Some(Node { value, at }) = section.take(KEY) else { return TargetModules::Attention };
+    match value {
+        Value::String(text) if text == names::ATTENTION => return TargetModules::Attention,
+        Value::String(text) if text == names::ALL_LINEAR => return TargetModules::AllLinear,
+        Value::String(text) if text == AUTO => return TargetModules::Auto,
+        _ => {}
     }
-    Auto::Auto
+    let problem = Problem::new("target_modules must be \"attention\", \"all-linear\", \"auto\" or a list of kinds", at);
+    section.problems().add(problem.help("for example [\"query\", \"value\"]"));
+    TargetModules::Attention
 }
 
 fn plan(mut section: Section<'_>) -> PlanConfig {

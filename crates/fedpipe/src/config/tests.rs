@@ -99,7 +99,7 @@ fn options_override_the_file_in_their_order() {
     assert_eq!((config.federation.rounds, config.silos[0].memory_mib), (4, 2048));
     assert_eq!(config.federation.partition, Partition::Iid);
     assert_eq!((config.federation.importance.as_str(), config.data.test.len()), ("uniform", 2));
-    assert_eq!(config.adapter.target_modules, Auto::Auto);
+    assert_eq!(config.adapter.target_modules, TargetModules::Auto);
     assert_eq!(config.training.recompute, Auto::Given(false));
     assert_eq!((config.plan.always_tune.len(), config.plan.never_tune.as_slice()), (0, &["key".to_string()][..]));
     assert_eq!((config.silos[0].data_cap_mib, config.federation.finish_within_h), (Some(8.0), Some(1.5)));

@@ -63,6 +63,7 @@ fn state() -> RunState {
                 .map(|plan| (plan.silo.clone(), plan))
                 .into(),
         },
+        never_tune: Vec::new(),
         learning_rate: 0.8,
         adapter: Adapter { scaling: 2.0, factors: [(UPPER.into(), diagonal(&[3.0, 2.0, 1.0]))].into(), head },
         history: Vec::new(),
