@@ -82,7 +82,14 @@ fn the_gradient_probe_scores_a_weight_by_the_norm_of_its_gradient() {
     let candidates = base.outline().candidates.clone();
     let model = safetensors(fixture("bert-tiny/model.safetensors"));
     let head = ["classifier.weight", "classifier.bias"].map(|name| (name.to_string(), matrix(&model[name])));
-    let settings = SiloSettings { silo: "a".into(), memory_mib: 100, speed: 1.0, bandwidth_mbps: 1.0, cache: None };
+    let settings = SiloSettings {
+        silo: "a".into(),
+        memory_mib: 100,
+        speed: 1.0,
+        bandwidth_mbps: 1.0,
+        data_cap_mib: None,
+        cache: None,
+    };
     let device = DeviceProfile {
         device: String::new(),
         memory: BTreeMap::new(),

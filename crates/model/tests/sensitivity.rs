@@ -4,7 +4,7 @@
 mod common;
 
 use common::fixture;
-use fedpipe_core::{Adapter, BaseFormat, LowRank, Matrix, Seed, Stop, TrainWork, WeightId};
+use fedpipe_core::{Adapter, BaseFormat, LearningRate, LowRank, Matrix, Seed, Stop, TrainWork, WeightId};
 use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::head::HeadKind;
@@ -33,7 +33,7 @@ fn work(base: &BaseModel, factors: &[(WeightId, LowRank)]) -> TrainWork {
         recompute: false,
         batch_size: 4,
         steps: 1,
-        learning_rate: (1e-3, 1e-3),
+        learning_rate: LearningRate::constant(1e-3),
         weight_decay: 0.0,
         // Far below the gradient: what is clipped is not what is measured.
         max_grad_norm: 1e-3,
