@@ -1,0 +1,356 @@
+#!/usr/bin/env python3
+"""What plans are worth, by runs of the real program: prints tables and writes bench/results/plans-NAME-DATE.json.
+
+    bench/plans.py truth    [--e2e FILE.csv]          predicted memory and step time beside measured ones, 13 plans
+    bench/plans.py uniform  [--seeds 42 1 2]          FedPipe's plan beside single settings that fit every silo
+    bench/plans.py ablation [--seeds 42 1 2]          each part of the planner switched off in turn
+    bench/plans.py rates    [--seeds 42]              "auto" beside a grid of learning rates
+    bench/plans.py curves RESULTS.json FILE.svg       accuracy over the run's clock
+
+Runs are kept in --runs and not made twice, so an experiment that was interrupted goes on. The run's clock is modelled from
+a measured profile of this machine: what else the machine does changes nothing but `truth`, which needs it quiet. Python 3.9
+or newer, no packages; `cargo build --release -p fedpipe` first.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Raised when a field of the results changes its meaning.
+FORMAT = 1
+# Accuracy that settings race to: what examples/r8.toml reaches in its eight rounds.
+TARGET = 0.96
+# Seconds on the run's clock that every setting of a race has.
+BUDGET_S = 75.0
+
+# name -> (workload, settings): batch, ranks, format, depth and recomputation differ.
+TRUTH = {
+    "R8, bf16, batch 8, rank 8": ("r8", {"b": 8, "r": 8, "f": "bf16"}),
+    "R8, bf16, batch 32, rank 16": ("r8", {"b": 32, "r": 16, "f": "bf16"}),
+    "R8, f32, batch 8, rank 8": ("r8", {"b": 8, "r": 8, "f": "f32"}),
+    "R8, nf4, batch 16, rank 4": ("r8", {"b": 16, "r": 4, "f": "nf4"}),
+    "R8, nf3, batch 8, rank 16, recomputed": ("r8", {"b": 8, "r": 16, "f": "nf3", "again": True}),
+    "R8, bf16, batch 16, rank 8, 2 layers": ("r8", {"b": 16, "r": 8, "f": "bf16", "below": 4}),
+    "R8, nf8, batch 32, rank 2, 3 layers": ("r8", {"b": 32, "r": 2, "f": "nf8", "below": 3}),
+    "R8, bf16, batch 32, rank 8, recomputed": ("r8", {"b": 32, "r": 8, "f": "bf16", "again": True}),
+    "E2E, bf16, batch 4, rank 8": ("e2e", {"b": 4, "r": 8, "f": "bf16"}),
+    "E2E, nf4, batch 8, rank 16": ("e2e", {"b": 8, "r": 16, "f": "nf4"}),
+    "E2E, nf4, batch 4, rank 4, 10 layers": ("e2e", {"b": 4, "r": 4, "f": "nf4", "below": 20}),
+    "E2E, bf16, batch 8, rank 8, recomputed": ("e2e", {"b": 8, "r": 8, "f": "bf16", "again": True}),
+    "E2E, int8, batch 16, rank 8, 15 layers": ("e2e", {"b": 16, "r": 8, "f": "int8", "below": 15}),
+}
+# Single settings that fit all four silos of examples/r8.toml within its deadline: format, batch, rank, learning rate. What
+# else fits is coarser (nf4, nf3) or slower (bf16, which the smallest silo must recompute) at the same ranks and batch.
+UNIFORM = [("nf8", 4, 2, 3e-3), ("nf8", 4, 4, 3e-3), ("nf8", 4, 8, 3e-3), ("nf8", 4, 4, 1e-3)]
+# What is switched off, and what stands in its place.
+ABLATIONS = {
+    "all of it": [],
+    "importance → random": ["federation.importance='random'"],
+    "importance → uniform": ["federation.importance='uniform'"],
+    "ranks → one for all that train": ["adapter.ranks=[8]"],
+    "batch → 4 in every silo": ["plan.batch_sizes=[4]"],
+    "formats → nf4 in every silo": ["plan.base_formats=['nf4']"],
+    "coverage → none": ["plan.coverage=0"],
+}
+RATES = ["auto", 3e-4, 1e-3, 3e-3, 1e-2]
+
+
+class Failure(Exception):
+    """Something that the user can act on; printed without a traceback."""
+
+
+def fixed(setting, layers_prefix):
+    """Options that leave the planner one choice: every weight at or above layer `below`, at one rank."""
+    options = [
+        f"plan.batch_sizes=[{setting['b']}]",
+        f"plan.base_formats=['{setting['f']}']",
+        f"adapter.ranks=[{setting['r']}]",
+        f"training.recompute={str(setting.get('again', False)).lower()}",
+        "federation.importance='uniform'",
+        "federation.deadline_s=1e6",
+    ]
+    below = setting.get("below", 0)
+    if below:
+        never = [f"'{layers_prefix}{layer}.*'" for layer in range(below)]
+        options.append(f"plan.never_tune=[{', '.join(never)}]")
+    else:
+        options.append("plan.always_tune=['*']")
+    return options
+
+
+def run(options, name, config, sets):
+    """The events of a run, which is made if it is not there."""
+    folder = options.runs / name
+    if not (folder / "summary.json").is_file():
+        command = [options.fedpipe, "run", config, "--quiet", "--output", folder]
+        for setting in sets:
+            command += ["--set", setting]
+        done = subprocess.run([str(part) for part in command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            raise Failure(f"{name}: ended with {done.returncode}\n{done.stderr.strip()}")
+        print(f"ran {name}", file=sys.stderr, flush=True)
+    events = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in events], json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def rounds_of(events):
+    """The rounds in order; of one that was done again after an interruption the last."""
+    return list({event["round"]: event for event in events if event["event"] == "round-finished"}.values())
+
+
+def curve(events, summary):
+    """Seconds on the run's clock and accuracy after every round; what came before the first round counts."""
+    rounds = rounds_of(events)
+    clock = summary["virtual_seconds"] - sum(record["seconds"] for record in rounds)
+    points = []
+    for record in rounds:
+        clock += record["seconds"]
+        if record["metrics"]:
+            points.append((clock, record["metrics"]["accuracy"]))
+    return points
+
+
+def time_to(points, target):
+    """Seconds until the accuracy is first reached, or None."""
+    return next((seconds for seconds, accuracy in points if accuracy >= target), None)
+
+
+def within(points, budget):
+    """The accuracy of the last round that ended within the budget."""
+    return next((accuracy for seconds, accuracy in reversed(points) if seconds <= budget), None)
+
+
+def race(options, name, seed, sets):
+    """A run on examples/r8.toml of as many rounds as the budget holds at the plan's own pace; its curve."""
+    config = ROOT / "examples/r8.toml"
+    given = [*sets, f"federation.seed={seed}"]
+    command = [options.fedpipe, "plan", config, "--json"]
+    for setting in given:
+        command += ["--set", setting]
+    planned = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+    if planned.returncode != 0:
+        raise Failure(f"{name}: no plan\n{planned.stderr.strip()}")
+    plan = json.loads(planned.stdout)
+    plan = plan.get("plan", plan)
+    pace = max(sum(silo["time"].values()) for silo in plan["silos"].values())
+    rounds = max(1, round(BUDGET_S / pace))
+    events, summary = run(options, f"{name}-seed{seed}", config, [
+        *given, f"federation.rounds={rounds}", "evaluation.examples=800", "evaluation.final_examples=1",
+    ])
+    return {"seed": seed, "rounds": rounds, "pace_s": pace, "curve": curve(events, summary)}
+
+
+def mean(values):
+    """The mean, or None where a value is missing."""
+    return None if any(value is None for value in values) else statistics.mean(values)
+
+
+def summarise(runs, budget=BUDGET_S):
+    times = [time_to(run["curve"], TARGET) for run in runs]
+    return {
+        "runs": runs,
+        "time_to_target_s": times,
+        "mean_time_to_target_s": mean(times),
+        "accuracy_within_budget": mean([within(run["curve"], budget) for run in runs]),
+        "best_accuracy": mean([max(accuracy for _, accuracy in run["curve"]) for run in runs]),
+    }
+
+
+def shown(value, form):
+    return "–" if value is None else format(value, form)
+
+
+def race_table(rows):
+    lines = [
+        f"| setting | s to {TARGET:.0%}, by seed | mean s | accuracy at {BUDGET_S / 2:.0f} s | at {BUDGET_S:.0f} s |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for name, row in rows.items():
+        times = ", ".join(shown(seconds, ".0f") for seconds in row["time_to_target_s"])
+        half = mean([within(run["curve"], BUDGET_S / 2) for run in row["runs"]])
+        cells = [shown(row["mean_time_to_target_s"], ".0f"), shown(half, ".4f"), shown(row["accuracy_within_budget"], ".4f")]
+        lines.append(f"| {name} | {times} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def races(options, settings):
+    """Every setting with every seed; one that fails is a row that says so."""
+    rows = {}
+    for name, (slug, sets) in settings.items():
+        rows[name] = summarise([race(options, slug, seed, sets) for seed in options.seeds])
+        print(race_table({name: rows[name]}).splitlines()[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def slug(text):
+    return "".join(letter if letter.isalnum() else "-" for letter in text.lower()).strip("-")
+
+
+def uniform(options):
+    settings = {"FedPipe's plan": ("fedpipe", [])}
+    for base, batch, rank, rate in UNIFORM:
+        sets = [*fixed({"b": batch, "r": rank, "f": base}, ""), f"training.learning_rate={rate}"]
+        name = f"{base}, batch {batch}, rank {rank}, rate {rate} everywhere"
+        settings[name] = (slug(name), sets)
+    rows = races(options, settings)
+    print(race_table(rows))
+    ours = rows["FedPipe's plan"]["mean_time_to_target_s"]
+    others = [row["mean_time_to_target_s"] for name, row in rows.items() if name != "FedPipe's plan"]
+    reached = [seconds for seconds in others if seconds is not None]
+    if ours and reached:
+        print(f"\nthe best single setting takes {min(reached) / ours:.2f} times as long")
+    return rows
+
+
+def ablation(options):
+    settings = {name: (f"without-{slug(name)}" if sets else "fedpipe", sets) for name, sets in ABLATIONS.items()}
+    rows = races(options, settings)
+    print(race_table(rows))
+    return rows
+
+
+def rates(options):
+    settings = {}
+    for rate in RATES:
+        value = f"'{rate}'" if isinstance(rate, str) else rate
+        settings[f"learning rate {rate}"] = (f"rate-{rate}", [f"training.learning_rate={value}"])
+    rows = races(options, settings)
+    print(race_table(rows))
+    return rows
+
+
+def truth(options):
+    """One silo that has what it needs, real seconds: virtual time would be the prediction itself."""
+    rows = {}
+    for name, (workload, setting) in TRUTH.items():
+        sets = ["federation.rounds=2", "training.activation_cache=false", "evaluation.every=0", "evaluation.final_examples=1"]
+        silos = "silos=[{name='one', memory_mib=16000}]"
+        if workload == "e2e":
+            if not options.e2e.is_file():
+                print(f"SKIPPED: {name} takes {options.e2e} (--e2e FILE)", file=sys.stderr)
+                continue
+            prefix, config = "model.layers.", "examples/e2e.toml"
+            sets += [f"data.train=['{options.e2e}']", f"data.test=['{options.e2e}']", "training.local_steps=8"]
+            sets += ["federation.partition={kind='iid'}"]
+        else:
+            prefix, config = "bert.encoder.layer.", "examples/r8.toml"
+            sets += ["training.local_steps=20"]
+        sets += [silos, *fixed(setting, prefix)]
+        events, summary = run(options, f"truth-{slug(name)}", ROOT / config, sets)
+        planned = next(event for event in events if event["event"] == "planned")["silos"]["one"]
+        records = [record["silos"][0]["measured"] for record in rounds_of(events)]
+        compute = sum(planned["time"][term] for term in ("forward", "backward", "adapter", "fixed"))
+        steps = records[-1]["steps"]
+        rows[name] = {
+            "predicted_mib": sum(planned["memory"].values()) / 2**20,
+            "measured_mib": max(record["peak_bytes"] for record in records) / 2**20,
+            "predicted_step_ms": 1e3 * compute / steps,
+            # The first round warms caches and allocators.
+            "measured_step_ms": 1e3 * records[-1]["compute_s"] / steps,
+        }
+    print("| plan | memory MiB, predicted | measured | off | ms a step, predicted | measured | off |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    off = {"mib": [], "step_ms": []}
+    for name, row in rows.items():
+        cells = []
+        for key, form in (("mib", ".0f"), ("step_ms", ".1f")):
+            predicted, measured = row[f"predicted_{key}"], row[f"measured_{key}"]
+            off[key].append(predicted / measured - 1)
+            cells += [format(predicted, form), format(measured, form), f"{predicted / measured - 1:+.0%}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+    for key, what in (("mib", "memory"), ("step_ms", "step time")):
+        sizes = [abs(share) for share in off[key]]
+        print(f"\n{what}: median {statistics.median(sizes):.1%} off, worst {max(sizes):.1%}")
+    return rows
+
+
+def curves(source, target):
+    """Accuracy over the run's clock as a picture: a line a setting, the mean of its seeds' latest accuracies."""
+    rows = json.loads(source.read_text(encoding="utf-8"))["rows"]
+    width, height, left, top, right, bottom = 760, 380, 56, 20, 210, 44
+    low, high = 0.80, 0.98
+    # Told apart by those who do not see all colours, too (Okabe and Ito).
+    colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#777777"]
+
+    def x(seconds):
+        return left + (width - left - right) * seconds / BUDGET_S
+
+    def y(accuracy):
+        return top + (height - top - bottom) * (high - max(low, min(high, accuracy))) / (high - low)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for step in range(10):
+        value = low + 0.02 * step
+        parts.append(f'<path d="M{left} {y(value):.1f}H{width - right}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+    for seconds in range(0, int(BUDGET_S) + 1, 15):
+        parts.append(f'<text x="{x(seconds):.1f}" y="{height - bottom + 18}" text-anchor="middle">{seconds}</text>')
+    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">seconds on the run’s clock</text>')
+    parts.append(f'<text x="12" y="{top + 120}" transform="rotate(-90 12 {top + 120})" text-anchor="middle">accuracy</text>')
+    parts.append(f'<path d="M{left} {y(TARGET):.1f}H{width - right}" stroke="#444" stroke-dasharray="4 3"/>')
+    for index, (name, row) in enumerate(rows.items()):
+        points = []
+        for seconds in range(4, int(BUDGET_S) + 1, 2):
+            value = mean([within(run["curve"], seconds) for run in row["runs"]])
+            if value is not None and value >= low:
+                points.append(f"{x(seconds):.1f},{y(value):.1f}")
+        colour = colours[index % len(colours)]
+        parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="{3 if index == 0 else 1.6}"/>')
+        place = top + 16 + 18 * index
+        parts.append(f'<path d="M{width - right + 12} {place - 4}h18" stroke="{colour}" stroke-width="3"/>')
+        parts.append(f'<text x="{width - right + 36}" y="{place}">{name.replace("&", "&amp;").replace("<", "&lt;")}</text>')
+    parts.append("</svg>\n")
+    target.write_text("\n".join(parts), encoding="utf-8")
+
+
+def commit():
+    done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=ROOT,
+                          capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=["truth", "uniform", "ablation", "rates", "curves"])
+    parser.add_argument("files", nargs="*", type=Path, help="of curves: the results, and the picture")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42, 1, 2])
+    parser.add_argument("--fedpipe", type=Path, default=ROOT / "target/release/fedpipe")
+    parser.add_argument("--e2e", type=Path, default=ROOT / "assets/data/e2e/devset.csv")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/plans", help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results", help="folder of the results")
+    return parser.parse_args()
+
+
+def main():
+    options = parse_arguments()
+    if options.experiment == "curves":
+        if len(options.files) != 2:
+            raise Failure("curves takes a file of results and the picture to write")
+        curves(*options.files)
+        return
+    if not options.fedpipe.is_file():
+        raise Failure(f"{options.fedpipe} is missing; `cargo build --release -p fedpipe` makes it")
+    now = datetime.datetime.now()
+    measured_commit = commit()
+    rows = {"truth": truth, "uniform": uniform, "ablation": ablation, "rates": rates}[options.experiment](options)
+    everything = {"format": FORMAT, "date": now.isoformat(timespec="seconds"), "commit": measured_commit, "rows": rows}
+    path = options.out / f"plans-{options.experiment}-{now:%Y%m%d-%H%M}.json"
+    path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failure as failure:
+        sys.exit(f"plans.py: {failure}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,69 @@
+"""Tests of the arithmetic of plans.py: `python3 -m unittest discover -s bench`."""
+
+import tempfile
+import unittest
+import xml.etree.ElementTree
+from pathlib import Path
+
+import plans
+
+
+def finished(number, seconds, accuracy):
+    metrics = None if accuracy is None else {"accuracy": accuracy}
+    return {"event": "round-finished", "round": number, "seconds": seconds, "metrics": metrics}
+
+
+class Curves(unittest.TestCase):
+    def test_what_came_before_the_first_round_counts(self):
+        events = [{"event": "started"}, finished(1, 10.0, 0.5), finished(2, 20.0, 0.7)]
+        self.assertEqual(plans.curve(events, {"virtual_seconds": 33.0}), [(13.0, 0.5), (33.0, 0.7)])
+
+    def test_a_round_that_was_done_again_counts_once(self):
+        events = [finished(1, 10.0, 0.5), finished(2, 20.0, 0.6), finished(2, 20.0, 0.7)]
+        self.assertEqual(plans.curve(events, {"virtual_seconds": 30.0}), [(10.0, 0.5), (30.0, 0.7)])
+
+    def test_a_round_without_a_measurement_takes_its_time(self):
+        events = [finished(1, 10.0, None), finished(2, 20.0, 0.7)]
+        self.assertEqual(plans.curve(events, {"virtual_seconds": 30.0}), [(30.0, 0.7)])
+
+    def test_the_target_is_reached_when_it_first_is(self):
+        points = [(10.0, 0.5), (20.0, 0.97), (30.0, 0.9), (40.0, 0.98)]
+        self.assertEqual(plans.time_to(points, 0.96), 20.0)
+        self.assertIsNone(plans.time_to(points, 0.99))
+        self.assertEqual(plans.within(points, 35.0), 0.9)
+        self.assertIsNone(plans.within(points, 5.0))
+
+    def test_a_seed_that_never_gets_there_leaves_no_mean(self):
+        self.assertEqual(plans.mean([1.0, 3.0]), 2.0)
+        self.assertIsNone(plans.mean([1.0, None]))
+
+
+class Settings(unittest.TestCase):
+    def test_a_fixed_setting_leaves_the_planner_one_choice(self):
+        everywhere = plans.fixed({"b": 8, "r": 4, "f": "nf4"}, "layer.")
+        self.assertIn("plan.always_tune=['*']", everywhere)
+        self.assertIn("adapter.ranks=[4]", everywhere)
+        above = plans.fixed({"b": 8, "r": 4, "f": "nf4", "below": 2}, "layer.")
+        self.assertIn("plan.never_tune=['layer.0.*', 'layer.1.*']", above)
+
+    def test_plans_of_the_truth_differ_in_everything(self):
+        settings = [setting for _, setting in plans.TRUTH.values()]
+        self.assertGreaterEqual(len(settings), 12)
+        for key, least in (("b", 3), ("r", 3), ("f", 5)):
+            self.assertGreaterEqual(len({setting[key] for setting in settings}), least, key)
+
+
+class Pictures(unittest.TestCase):
+    def test_curves_are_a_picture_whatever_the_names(self):
+        run = {"curve": [(10.0, 0.85), (20.0, 0.95)]}
+        row = plans.summarise([run])
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "rows.json"), Path(folder, "curves.svg")
+            source.write_text(plans.json.dumps({"rows": {"a <b> & c": row}}), encoding="utf-8")
+            plans.curves(source, target)
+            names = [text.text for text in xml.etree.ElementTree.parse(target).iter("{http://www.w3.org/2000/svg}text")]
+        self.assertIn("a <b> & c", names)
+
+
+if __name__ == "__main__":
+    unittest.main()
