@@ -38,6 +38,15 @@ pub enum Event {
         /// Score by weight, summing to 1.
         importance: BTreeMap<WeightId, f64>,
     },
+    /// Every silo trained at a learning rate that may become the run's, and their adapters were merged.
+    LearningRateTried {
+        /// The rate.
+        learning_rate: f64,
+        /// Steps of each silo.
+        steps: usize,
+        /// Mean loss of the silos by examples; none when nobody delivered or the updates do not merge.
+        loss: Option<f64>,
+    },
     /// Every silo has a plan, or a new one.
     Planned(Plan),
     /// A silo has a new plan on its own.

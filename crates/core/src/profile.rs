@@ -41,6 +41,8 @@ pub struct MemoryCoefficients {
     pub layer_input_bytes_per_token: f64,
     /// Bytes a token of temporary tensors at the moment of the peak, whatever the depth.
     pub workspace_bytes_per_token: f64,
+    /// The same where the layers are computed again: the peak then lies within the backward pass of one.
+    pub recompute_workspace_bytes_per_token: f64,
     /// Bytes a token and unit of rank that one adapted weight keeps for backward.
     pub adapter_bytes_per_token_rank: f64,
     /// Bytes that a step takes whatever its batch.

@@ -124,6 +124,7 @@ fn silo(number: usize, capped: bool) -> SiloProfile {
         layer_bytes_per_token: 53_000.0 * bytes,
         layer_input_bytes_per_token: 2048.0 * bytes,
         workspace_bytes_per_token: 60_000.0 * bytes,
+        recompute_workspace_bytes_per_token: 60_000.0 * bytes,
         adapter_bytes_per_token_rank: 2.0 * bytes,
         fixed_bytes: 64e6,
     };

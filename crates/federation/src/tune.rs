@@ -168,16 +168,17 @@ pub fn warmup_ratio(schedule: Schedule) -> (f64, Chosen) {
     (ratio, chosen("training.warmup_ratio", ratio, reason.into()))
 }
 
-/// The learning rate, out of those that were tried: each with its loss, the best first.
-pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<(f64, Chosen)> {
-    let &(rate, loss) = tried.first()?;
+/// The learning rate, out of those that went through a round of so many steps: each with its loss, the best first. None where
+/// no loss is a number.
+pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<Chosen> {
+    let &(rate, loss) = tried.first().filter(|(_, loss)| loss.is_finite())?;
     let next = tried.get(1).map(|(rate, loss)| format!(" ({loss:.3} at {rate}, the next best)"));
     let reason = format!(
-        "least loss of four rates, {loss:.3}{} in {steps} steps of every silo, merged on the way; tried: {}",
+        "least loss in a round of {steps} steps after half a round and a merge, {loss:.3}{}; tried: {}",
         next.unwrap_or_default(),
         LEARNING_RATES.map(|rate| rate.to_string()).join(", ")
     );
-    Some((rate, chosen("training.learning_rate", rate, reason)))
+    Some(chosen("training.learning_rate", rate, reason))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Raised when the cost model or the kernels change, so that old profiles are measured anew.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 /// Bytes of the largest profile that is read.
 const MAX_BYTES: u64 = 1 << 20;
 

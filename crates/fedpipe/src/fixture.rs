@@ -109,6 +109,7 @@ fn profile(&(name, memory_mib, speed, bandwidth_mbps, examples, ..): &Silo) -> S
         layer_bytes_per_token: 40_000.0,
         layer_input_bytes_per_token: 1_536.0,
         workspace_bytes_per_token: 9_000.0,
+        recompute_workspace_bytes_per_token: 12_000.0,
         adapter_bytes_per_token_rank: 8.0,
         fixed_bytes: 4e6,
     };

@@ -273,7 +273,7 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     if rate.is_some() {
         return Ok(Some(state));
     }
-    match engine.learning_rate(state, config.federation.rounds)? {
+    match engine.learning_rate(state)? {
         Progress::Done(state) => Ok(Some(state)),
         Progress::Stopped => Ok(None),
     }

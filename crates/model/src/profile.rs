@@ -103,7 +103,10 @@ pub fn measure_device(
             continue;
         };
         let encoder = base.encoder(format)?;
-        let step = |texts, tokens, lowest, rank| bench.step(&*encoder, format, texts, tokens, lowest, rank);
+        let of = |texts, tokens, lowest, rank, recompute| {
+            bench.step(&*encoder, format, Setting { texts, tokens, lowest, rank, recompute })
+        };
+        let step = |texts, tokens, lowest, rank| of(texts, tokens, lowest, rank, false);
         let top = spec.layers.saturating_sub(1);
         step(batch, settings.text_tokens, 0, settings.rank)?;
         let small = step(batch.div_ceil(4), settings.text_tokens, 0, settings.rank)?;
@@ -111,10 +114,9 @@ pub fn measure_device(
         let deep = step(batch, settings.text_tokens, 0, settings.rank)?;
         let wide = step(batch, settings.text_tokens, 0, 4 * settings.rank)?;
         let tiny = step(1, 2, top, settings.rank)?;
-        let layer_input_bytes_per_token = (spec.hidden * activations.value_bytes()) as f64;
-        let measured =
-            MemoryCoefficients { layer_input_bytes_per_token, ..coefficients(&small, &shallow, &deep, &wide) };
-        memory.insert(activations, measured);
+        let again = of(batch, settings.text_tokens, 0, settings.rank, true)?;
+        let input_bytes = (spec.hidden * activations.value_bytes()) as f64;
+        memory.insert(activations, coefficients(&small, &shallow, &deep, &wide, &again, input_bytes));
         let per_rank = (wide.seconds - deep.seconds) / (wide.tokens * (wide.ranks - deep.ranks));
         (adapter_s_per_token_rank, step_overhead_s) = (per_rank.max(0.0), tiny.seconds);
     }
@@ -122,7 +124,9 @@ pub fn measure_device(
     for &format in &settings.formats {
         let encoder = base.encoder(format)?;
         let forward = bench.forward(&*encoder)?;
-        let step = bench.step(&*encoder, format, batch, settings.text_tokens, 0, settings.rank)?;
+        let (tokens, rank) = (settings.text_tokens, settings.rank);
+        let setting = Setting { texts: batch, tokens, lowest: 0, rank, recompute: false };
+        let step = bench.step(&*encoder, format, setting)?;
         let forward_s_per_token_layer = forward / (step.tokens * layers);
         let adapters = step.tokens * step.ranks * adapter_s_per_token_rank;
         let backward = (step.seconds - step_overhead_s - adapters - forward).max(0.0);
@@ -152,6 +156,18 @@ struct Bench<'a> {
     settings: &'a ProfileSettings,
     meter: &'a dyn HeapMeter,
     stop: &'a Stop,
+}
+
+/// What a step is measured with.
+#[derive(Clone, Copy)]
+struct Setting {
+    texts: usize,
+    /// Of each text.
+    tokens: usize,
+    /// Lowest layer that is adapted.
+    lowest: usize,
+    rank: usize,
+    recompute: bool,
 }
 
 /// One measured setting; `bytes` without adapters, gradients and optimizer.
@@ -187,15 +203,8 @@ impl Bench<'_> {
         Adapter { scaling: 1.0, factors: adapted.map(fresh).collect(), head: fresh_head(&self.spec.head, Seed(0)) }
     }
 
-    fn step(
-        &self,
-        encoder: &dyn Backbone,
-        base_format: BaseFormat,
-        texts: usize,
-        tokens: usize,
-        lowest: usize,
-        rank: usize,
-    ) -> Result<Step, Error> {
+    fn step(&self, encoder: &dyn Backbone, base_format: BaseFormat, setting: Setting) -> Result<Step, Error> {
+        let Setting { texts, tokens, lowest, rank, recompute } = setting;
         let data = self.texts(texts, tokens);
         let objective = self.base.objective(&data.targets, base_format)?;
         let adapter = self.adapter(lowest, rank);
@@ -204,7 +213,7 @@ impl Bench<'_> {
             adapter,
             fixed: BTreeMap::new(),
             base_format,
-            recompute: false,
+            recompute,
             batch_size: texts,
             steps: self.settings.repetitions,
             learning_rate: LearningRate::constant(1e-4),
@@ -248,8 +257,16 @@ impl Bench<'_> {
     }
 }
 
-/// Solves the measured memory coefficients from four settings, none below zero; the input of a layer is not measured.
-fn coefficients(small: &Step, shallow: &Step, deep: &Step, wide: &Step) -> MemoryCoefficients {
+/// Solves the memory coefficients from five settings, none below zero; `again` is `deep` with every layer computed again. The
+/// input of a layer is known.
+fn coefficients(
+    small: &Step,
+    shallow: &Step,
+    deep: &Step,
+    wide: &Step,
+    again: &Step,
+    input_bytes: f64,
+) -> MemoryCoefficients {
     let adapter = ((wide.bytes - deep.bytes) / (wide.tokens * (wide.ranks - deep.ranks)).max(1.0)).max(0.0);
     let deeper = deep.bytes - shallow.bytes - deep.tokens * adapter * (deep.ranks - shallow.ranks);
     let layer = (deeper / (deep.tokens * (deep.depth - shallow.depth)).max(1.0)).max(0.0);
@@ -258,12 +275,16 @@ fn coefficients(small: &Step, shallow: &Step, deep: &Step, wide: &Step) -> Memor
     let per_token = (deep.bytes - small.bytes) / (deep.tokens - small.tokens).max(1.0);
     let workspace = (per_token - deep.depth * layer - deep.ranks * adapter).max(0.0);
     let explained = deep.tokens * (workspace + deep.depth * layer + deep.ranks * adapter);
+    let fixed = (deep.bytes - explained).max(0.0);
+    let one_layer = layer + adapter * again.ranks / again.depth.max(1.0);
+    let again = (again.bytes - fixed) / again.tokens.max(1.0) - again.depth * input_bytes - one_layer;
     MemoryCoefficients {
         layer_bytes_per_token: layer,
-        layer_input_bytes_per_token: 0.0,
+        layer_input_bytes_per_token: input_bytes,
         workspace_bytes_per_token: workspace,
+        recompute_workspace_bytes_per_token: again.max(0.0),
         adapter_bytes_per_token_rank: adapter,
-        fixed_bytes: (deep.bytes - explained).max(0.0),
+        fixed_bytes: fixed,
     }
 }
 
@@ -285,10 +306,14 @@ mod tests {
             &step(40.0, 1.0, 16.0),
             &step(40.0, 6.0, 96.0),
             &step(40.0, 6.0, 384.0),
+            // Six inputs of 20 bytes, the inside of one layer with its 16 ranks, and 900 bytes beside them.
+            &Step { bytes: 5000.0 + 40.0 * (6.0 * 20.0 + 300.0 + 16.0 * 2.0 + 900.0), ..step(40.0, 6.0, 96.0) },
+            20.0,
         );
         for (found, expected) in [
             (found.layer_bytes_per_token, 300.0),
             (found.workspace_bytes_per_token, 700.0),
+            (found.recompute_workspace_bytes_per_token, 900.0),
             (found.adapter_bytes_per_token_rank, 2.0),
             (found.fixed_bytes, 5000.0),
         ] {

@@ -35,6 +35,7 @@ pub fn toy_profile(silo: &str) -> SiloProfile {
         layer_bytes_per_token: 100.0,
         layer_input_bytes_per_token,
         workspace_bytes_per_token: 50.0,
+        recompute_workspace_bytes_per_token: 50.0,
         adapter_bytes_per_token_rank: 1.0,
         fixed_bytes: 1000.0,
     };

@@ -23,7 +23,7 @@
 //! optimizer   = 8·(Σ d_m·r_m + h)                                      AdamW's two moments
 //! activations = T̂·(layer_bytes·(L − ℓ) + adapter_bytes·Σ r_m)                                            c = 0
 //!               T̂·(input_bytes·(L − ℓ) + layer_bytes + adapter_bytes·max over layers of Σ r_m)           c = 1, ℓ < L
-//! workspace   = T̂·workspace_bytes + fixed_bytes
+//! workspace   = T̂·workspace_bytes[c] + fixed_bytes                              c = 0 where nothing is adapted
 //! ```
 //!
 //! Time in seconds:
@@ -194,13 +194,17 @@ pub fn memory(
     } else {
         bytes.layer_bytes_per_token * layers + bytes.adapter_bytes_per_token_rank * load.trained_ranks()
     };
+    let workspace = match recompute && layers > 0.0 {
+        true => bytes.recompute_workspace_bytes_per_token,
+        false => bytes.workspace_bytes_per_token,
+    };
     Some(MemoryTerms {
         base: *model.base_bytes.get(&format)? as f64,
         adapters: VALUE_BYTES * (trained + load.applied_values),
         gradients: VALUE_BYTES * trained,
         optimizer: OPTIMIZER_BYTES * trained,
         activations: tokens * per_token,
-        workspace: tokens * bytes.workspace_bytes_per_token + bytes.fixed_bytes,
+        workspace: tokens * workspace + bytes.fixed_bytes,
     })
 }
 

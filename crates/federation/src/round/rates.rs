@@ -2,12 +2,7 @@
 
 use super::{Engine, Progress, RoundError, cohort, validate};
 use crate::tune::{self, LEARNING_RATES};
-use fedpipe_core::{LearningRate, RunState, SiloId, Work};
-
-/// Steps of a rung as a share of the run's: all that four rates take, 4 + 2 rungs, is an eighth of a run.
-const RUNG_SHARE: f64 = 1.0 / 48.0;
-/// Fewest and most steps of a rung. The loss of fewer is noise; more tell no more.
-const RUNG_STEPS: (usize, usize) = (4, 16);
+use fedpipe_core::{Event, LearningRate, RunState, SiloId, Work};
 
 /// A federation that trains at one of the rates.
 struct Rival {
@@ -16,58 +11,55 @@ struct Rival {
     standing: (usize, f64),
 }
 
+impl Rival {
+    /// Before one that stands worse; equal ones keep their order, the smaller rate first.
+    fn before(&self, other: &Self) -> std::cmp::Ordering {
+        let (a, b) = (self.standing, other.standing);
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+    }
+}
+
 impl Engine<'_> {
-    /// The state with the learning rate that the run of `rounds` rounds should train at, by successive halving (Jamieson and
-    /// Talwalkar, arXiv 1502.07943): from the run's beginning all rates train a few steps in every silo of the cohort and are
-    /// merged; the half of less loss goes on from there, until one is left. The loss of a rung is that of batches before the
-    /// step on each, so from the second rung on it tells how the merged adapter does, too: a rate at which silos learn fast
-    /// and cannot be merged falls behind. What the rivals learn is not kept. Silos that fail are counted against the rate;
-    /// time and bytes against the run.
+    /// The state with the learning rate that the run should train at, by successive halving (Jamieson and Talwalkar,
+    /// arXiv 1502.07943): all rates train half a round in every silo of the cohort and are merged, the better two go on from
+    /// there for a whole round, and the better of these is the run's. The loss of a rung is that of batches before the step on
+    /// each. The second one decides, since it tells how the merged adapter does and goes on over as many steps as silos make
+    /// on their own: a rate at which a few steps learn most may be one at which whole rounds cannot be merged. What the best
+    /// one learnt stays. Silos that fail are counted against the rate; time and bytes against the run.
     ///
     /// # Errors
     /// When a task does not survive the codec.
-    pub fn learning_rate(&self, mut state: RunState, rounds: u32) -> Result<Progress<RunState>, RoundError> {
+    pub fn learning_rate(&self, mut state: RunState) -> Result<Progress<RunState>, RoundError> {
         let silos = cohort(&state, self.settings.cohort_fraction);
-        let run = (state.plan.local_steps * rounds as usize) as f64;
-        let steps = ((RUNG_SHARE * run) as usize).clamp(RUNG_STEPS.0, RUNG_STEPS.1);
-        let mut rivals: Vec<Rival> = LEARNING_RATES
-            .into_iter()
-            .map(|learning_rate| {
-                let mut state = RunState { learning_rate, ..state.clone() };
-                state.plan.local_steps = steps;
-                Rival { state, standing: (0, f64::INFINITY) }
-            })
-            .collect();
-        let mut rungs = 0;
-        while rivals.len() > 1 {
+        let round = state.plan.local_steps;
+        let rival =
+            |learning_rate| Rival { state: RunState { learning_rate, ..state.clone() }, standing: (0, f64::INFINITY) };
+        let mut rivals: Vec<Rival> = LEARNING_RATES.into_iter().map(rival).collect();
+        for steps in [round.div_ceil(2), round] {
             for rival in &mut rivals {
-                self.rung(rival, &silos, &mut state)?;
+                self.rung(rival, steps, &silos, &mut state)?;
                 if self.stop.requested() {
                     return Ok(Progress::Stopped);
                 }
             }
-            rungs += 1;
-            // Equal ones stay in their order: the smaller rate first.
-            rivals.sort_by(|a, b| a.standing.0.cmp(&b.standing.0).then(a.standing.1.total_cmp(&b.standing.1)));
-            if rivals.len() <= 2 || rivals[1].standing.1.is_infinite() {
-                break;
-            }
-            rivals.truncate(rivals.len().div_ceil(2));
+            rivals.sort_by(Rival::before);
+            rivals.truncate(2);
         }
         let tried: Vec<(f64, f64)> = rivals.iter().map(|rival| (rival.state.learning_rate, rival.standing.1)).collect();
-        if tried.first().is_none_or(|(_, loss)| !loss.is_finite()) {
-            self.warn(format!("no silo trained at any learning rate that was tried; it stays {}", state.learning_rate));
-            return Ok(Progress::Done(state));
-        }
-        if let Some((rate, chosen)) = tune::learning_rate(&tried, rungs * steps) {
-            state.learning_rate = rate;
-            state.plan.chosen.push(chosen);
+        match (rivals.into_iter().next(), tune::learning_rate(&tried, round)) {
+            (Some(best), Some(chosen)) => {
+                (state.learning_rate, state.adapter) = (best.state.learning_rate, best.state.adapter);
+                state.plan.chosen.push(chosen);
+            }
+            _ => self
+                .warn(format!("no silo trained at any learning rate that was tried; it stays {}", state.learning_rate)),
         }
         Ok(Progress::Done(state))
     }
 
-    /// Trains a rival for its steps in every silo, merges, and notes how it did; what it took goes to the run.
-    fn rung(&self, rival: &mut Rival, silos: &[SiloId], run: &mut RunState) -> Result<(), RoundError> {
+    /// Trains a rival for so many steps in every silo, merges, and notes how it did; what it took goes to the run.
+    fn rung(&self, rival: &mut Rival, steps: usize, silos: &[SiloId], run: &mut RunState) -> Result<(), RoundError> {
+        rival.state.plan.local_steps = steps;
         let mut tasks = self.method.tasks(&rival.state, silos);
         for task in &mut tasks {
             task.round = 0;
@@ -99,6 +91,8 @@ impl Engine<'_> {
             _ => {}
         }
         rival.state.round += 1;
+        let loss = Some(rival.standing.1).filter(|loss| loss.is_finite());
+        self.observer.observe(&Event::LearningRateTried { learning_rate: rival.state.learning_rate, steps, loss });
         Ok(())
     }
 }

@@ -46,6 +46,7 @@ fn coefficients(profile: &SiloProfile) -> impl Iterator<Item = f64> {
             bytes.layer_bytes_per_token,
             bytes.layer_input_bytes_per_token,
             bytes.workspace_bytes_per_token,
+            bytes.recompute_workspace_bytes_per_token,
             bytes.adapter_bytes_per_token_rank,
             bytes.fixed_bytes,
         ]

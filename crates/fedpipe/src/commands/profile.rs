@@ -53,6 +53,7 @@ fn text(profile: &DeviceProfile, layers: usize) -> String {
         "layer B",
         "its input B",
         "workspace B",
+        "computed again B",
         "rank B",
         "fixed MiB",
     ]);
@@ -62,6 +63,7 @@ fn text(profile: &DeviceProfile, layers: usize) -> String {
             format!("{:.0}", bytes.layer_bytes_per_token),
             format!("{:.0}", bytes.layer_input_bytes_per_token),
             format!("{:.0}", bytes.workspace_bytes_per_token),
+            format!("{:.0}", bytes.recompute_workspace_bytes_per_token),
             format!("{:.2}", bytes.adapter_bytes_per_token_rank),
             format!("{:.1}", bytes.fixed_bytes / 1_048_576.0),
         ]);
@@ -70,8 +72,8 @@ fn text(profile: &DeviceProfile, layers: usize) -> String {
     right_aligned(&mut memory);
     format!(
         "{}\n\nTime of a token in a layer, and tokens of a step that trains all {layers} layers, without adapters\n{speeds}\n\n\
-         Memory of a token: in a layer, of which its input when the rest is computed again, at the peak, and a unit of rank of \
-         an adapted weight; and of a step\n{memory}\n\n\
+         Memory of a token: in a layer, of which its input when the rest is computed again, at the peak, there when the \
+         layers are computed again, and a unit of rank of an adapted weight; and of a step\n{memory}\n\n\
          A unit of rank of an adapted weight takes {:.3} ns a token, a step {:.2} ms beside its tokens.\n",
         profile.device,
         1e9 * profile.adapter_s_per_token_rank,

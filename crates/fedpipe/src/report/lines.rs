@@ -9,6 +9,8 @@ use std::io::{self, Write};
 #[derive(Debug, Default)]
 pub struct Narrator {
     profiles: BTreeMap<SiloId, SiloProfile>,
+    /// Whether the importance probe is over.
+    identified: bool,
     rounds: u32,
     clock_s: f64,
 }
@@ -32,8 +34,16 @@ impl Narrator {
                 self.profiles.insert(profile.silo.clone(), profile.clone());
                 enrolled(profile)
             }
-            Event::RoundStarted { round: 0, cohort } => format!("importance probe on {} silos", cohort.len()),
+            // What comes after the probe is told when it is over.
+            Event::RoundStarted { round: 0, cohort } if !self.identified => {
+                format!("importance probe on {} silos", cohort.len())
+            }
+            Event::LearningRateTried { learning_rate, steps, loss } => {
+                let loss = loss.map_or("nothing to merge".into(), |loss| format!("loss {loss:.3}"));
+                format!("learning rate {learning_rate} tried for {steps} steps: {loss}")
+            }
             Event::Identified { importance } => {
+                self.identified = true;
                 let most = importance.iter().max_by(|a, b| a.1.total_cmp(b.1));
                 let most = most.map_or(String::new(), |(weight, score)| {
                     format!("; most important: {weight} with {:.1} %", 100.0 * score)

@@ -32,7 +32,7 @@ impl Progress {
 
     fn start_round(&mut self, round: u32, cohort: &[(SiloId, usize)]) {
         self.end_round();
-        self.rounds.set_message(if round == 0 { "importance probe".into() } else { format!("round {round}") });
+        self.rounds.set_message(if round == 0 { "before the first round".into() } else { format!("round {round}") });
         let width = cohort.iter().map(|(silo, _)| silo.as_str().len()).max().unwrap_or(0);
         for (silo, steps) in cohort {
             let bar = self.bars.add(ProgressBar::new(*steps as u64));
