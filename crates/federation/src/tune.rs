@@ -58,7 +58,7 @@ pub fn max_length(lengths: &BTreeMap<SiloId, Vec<usize>>, whole: f64, most: usiz
 }
 
 /// Kinds of weight that nobody trains: all but those that hold most importance for the values of their adapters and together
-/// [`HELD`] of all importance. Kinds of which a person wants a weight trained stay.
+/// 80 % of all importance. Kinds of which a person wants a weight trained stay.
 pub fn target_modules(
     model: &ModelSpec,
     importance: &BTreeMap<WeightId, f64>,
