@@ -121,8 +121,7 @@ pub fn plan_with_steps(
         let short = format!("transfers take {:.0} % of a round in the median silo, and more steps", 100.0 * share);
         let Some(more) = steps.next() else { break format!("{short} are not considered") };
         let Ok(longer) = of(more) else { break format!("{short} do not fit the deadline") };
-        let passes = median(longer.silos.values().map(|silo| passes(profiles, silo, more)));
-        if passes > 1.0 {
+        if median_passes(profiles, &longer) > 1.0 {
             break format!("{short} would go through its texts more than once");
         }
         best = longer;
@@ -132,14 +131,13 @@ pub fn plan_with_steps(
     Ok(best)
 }
 
+/// How many times a round brings the median silo through its texts.
 fn median_passes(profiles: &BTreeMap<SiloId, SiloProfile>, plan: &Plan) -> f64 {
-    median(plan.silos.values().map(|silo| passes(profiles, silo, plan.local_steps)))
-}
-
-/// How many times a round brings a silo through its texts.
-fn passes(profiles: &BTreeMap<SiloId, SiloProfile>, silo: &SiloPlan, steps: usize) -> f64 {
-    let examples = profiles.get(&silo.silo).map_or(1, |profile| profile.examples.max(1));
-    (steps * silo.batch_size) as f64 / examples as f64
+    let of = |silo: &SiloPlan| {
+        let examples = profiles.get(&silo.silo).map_or(1, |profile| profile.examples.max(1));
+        (plan.local_steps * silo.batch_size) as f64 / examples as f64
+    };
+    median(plan.silos.values().map(of))
 }
 
 /// The upper one of the middle two where there are two.

@@ -1,9 +1,9 @@
 //! Planning silos anew, one by one, while the others keep their plans.
 
-use super::choose::{Choice, Search, shortfall};
+use super::choose::{Search, shortfall};
 use super::table::Weights;
-use super::{DEADLINE_SHARE, EXPLAINED_SILOS, Frame, Importance, PlanError, PlanSettings, Tuning};
-use super::{View, check, coverage, explain, problem, problem_of, refusal};
+use super::{DEADLINE_SHARE, EXPLAINED_SILOS, Importance, PlanError, PlanSettings, Tuning};
+use super::{View, check, coverage, problem, problem_of, refusal, silo_plan};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
@@ -43,11 +43,7 @@ pub fn again<'a>(
             continue;
         };
         let apart = bonus.iter().all(|&gain| gain == 0.0);
-        let reasons = explain::reasons(&search, &found, apart, profiles.len() <= EXPLAINED_SILOS, plan.deadline_s);
-        let Choice { frame, ranks, memory, time, objective, data: _ } = found.best;
-        let Frame { batch_size, base_format, recompute } = frame;
-        let silo = silo.clone();
-        let new = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
+        let new = silo_plan(&search, found, apart, profiles.len() <= EXPLAINED_SILOS, plan.deadline_s);
         covered.replace(plan.silos.insert(new.silo.clone(), new.clone()).as_ref(), &new);
     }
     plan.optimality = covered.optimality(plan);
@@ -114,23 +110,15 @@ impl<'a> Covered<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Deadline, Menu, plan};
+    use super::super::{Deadline, plan, tests};
     use super::*;
-    use crate::plan::TuningPatterns;
     use fedpipe_core::BaseFormat;
     use fedpipe_testkit::{toy_model, toy_profile};
 
     fn settings(deadline_s: f64, coverage: usize) -> PlanSettings {
-        let menu = Menu {
-            batch_sizes: vec![2, 4, 8],
-            formats: vec![BaseFormat::F32],
-            recompute: vec![false],
-            ranks: vec![1, 2, 4],
-            batch_value: 0.1,
-        };
-        let deadline = Deadline::Seconds(deadline_s);
-        let (finish, tuning) = (None, TuningPatterns::default());
-        PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, finish, coverage, tuning }
+        let mut settings = PlanSettings { coverage, ..tests::settings(Deadline::Seconds(deadline_s)) };
+        settings.menu.formats = vec![BaseFormat::F32];
+        settings
     }
 
     fn importance() -> BTreeMap<WeightId, f64> {

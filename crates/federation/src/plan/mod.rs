@@ -290,15 +290,20 @@ pub fn plan<'a>(
     let with_runners_up = searches.len() <= EXPLAINED_SILOS;
     let mut silos = BTreeMap::new();
     for (search, found) in searches.iter().zip(covered.silos) {
-        let reasons = explain::reasons(search, &found, covered.apart, with_runners_up, deadline.0);
-        let Choice { frame, ranks, memory, time, objective, data: _ } = found.best;
-        let Frame { batch_size, base_format, recompute } = frame;
-        let silo = search.problem.cost.profile.silo.clone();
-        let plan = SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons };
+        let plan = silo_plan(search, found, covered.apart, with_runners_up, deadline.0);
         silos.insert(plan.silo.clone(), plan);
     }
     let (local_steps, (deadline_s, deadline_reason)) = (settings.local_steps, deadline);
     Ok(Plan { local_steps, chosen: vec![], deadline_s, deadline_reason, optimality: covered.optimality, silos })
+}
+
+/// What was found for a silo, with its reasons; `apart` says that it does what it would do alone.
+fn silo_plan(search: &Search<'_, '_>, found: Found, apart: bool, thorough: bool, deadline_s: f64) -> SiloPlan {
+    let reasons = explain::reasons(search, &found, apart, thorough, deadline_s);
+    let Choice { frame, ranks, memory, time, objective, data: _ } = found.best;
+    let Frame { batch_size, base_format, recompute } = frame;
+    let silo = search.problem.cost.profile.silo.clone();
+    SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons }
 }
 
 /// A silo with the weights as they matter to it.

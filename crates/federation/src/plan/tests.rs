@@ -6,7 +6,7 @@ mod budgets;
 mod combinations;
 mod federations;
 
-fn settings(deadline: Deadline) -> PlanSettings {
+pub(super) fn settings(deadline: Deadline) -> PlanSettings {
     let menu = Menu {
         batch_sizes: vec![2, 4, 8],
         formats: vec![BaseFormat::F32, BaseFormat::Nf4],

@@ -1,19 +1,10 @@
-use super::super::{CostModel, Deadline, Menu, PlanSettings, Tuning, TuningPatterns, plan};
+use super::super::{CostModel, Deadline, PlanSettings, Tuning, plan, tests};
 use super::*;
 use fedpipe_core::{BaseFormat, CandidateWeight, MemoryTerms, TimeTerms};
 use fedpipe_testkit::{toy_model, toy_profile};
 
 fn settings(deadline_s: f64, coverage: usize) -> PlanSettings {
-    let menu = Menu {
-        batch_sizes: vec![2, 4, 8],
-        formats: vec![BaseFormat::F32, BaseFormat::Nf4],
-        recompute: vec![false],
-        ranks: vec![1, 2, 4],
-        batch_value: 0.1,
-    };
-    let deadline = Deadline::Seconds(deadline_s);
-    let (finish, tuning) = (None, TuningPatterns::default());
-    PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, finish, coverage, tuning }
+    PlanSettings { coverage, ..tests::settings(Deadline::Seconds(deadline_s)) }
 }
 
 /// The reasons of silos with texts of so many tokens, over a model of two layers with one weight each.
