@@ -127,6 +127,7 @@ fn strip_real_time(value: &mut Value) {
 #[test]
 fn a_silo_that_slows_down_is_planned_again_and_a_resumed_run_ends_alike() {
     let world = World::new();
+    world.give_times(&["f32", "nf4"]);
     let options = [
         "federation.rounds=7",
         "federation.refresh_importance=3",

@@ -79,6 +79,20 @@ impl World {
         errors
     }
 
+    /// Puts a desk machine's times into the profile, so that a rehearsal by the clock ends alike on every machine.
+    pub fn give_times(&self, formats: &[&str]) {
+        self.succeed(&["profile", "run.toml", "--set", &format!("plan.base_formats={formats:?}")]);
+        let file = fs::read_dir(self.path("cache/profiles")).unwrap().next().unwrap().unwrap().path();
+        let mut stored: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let profile = &mut stored["profile"];
+        for format in formats {
+            profile["time"][format] = json!({"forward_s_per_token_layer": 3e-6, "backward_s_per_token_layer": 4e-6});
+        }
+        profile["adapter_s_per_token_rank"] = 3e-7.into();
+        profile["step_overhead_s"] = 6e-5.into();
+        fs::write(file, stored.to_string()).unwrap();
+    }
+
     pub fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
     }
