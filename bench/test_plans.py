@@ -33,6 +33,18 @@ class Curves(unittest.TestCase):
         self.assertEqual(plans.within(points, 35.0), 0.9)
         self.assertIsNone(plans.within(points, 5.0))
 
+    def test_the_best_length_of_each_seed_counts(self):
+        runs = {
+            "50": [{"curve": [(10.0, 0.5), (40.0, 0.95)]}, {"curve": [(10.0, 0.5)]}, {"curve": []}],
+            "75": [{"curve": [(60.0, 0.96)]}, {"curve": [(70.0, 0.96)]}, {"curve": [(70.0, 0.9)]}],
+        }
+        self.assertEqual(plans.soonest(runs, 0.95), [40.0, 70.0, None])
+
+    def test_the_end_is_the_mean_of_three_rounds(self):
+        points = [(10.0, 0.1), (20.0, 0.5), (30.0, 0.6), (40.0, 0.7), (60.0, 0.0)]
+        self.assertAlmostEqual(plans.at_the_end(points, 50.0), 0.6)
+        self.assertIsNone(plans.at_the_end(points, 5.0))
+
     def test_a_seed_that_never_gets_there_leaves_no_mean(self):
         self.assertEqual(plans.mean([1.0, 3.0]), 2.0)
         self.assertIsNone(plans.mean([1.0, None]))
@@ -56,13 +68,13 @@ class Settings(unittest.TestCase):
 class Pictures(unittest.TestCase):
     def test_curves_are_a_picture_whatever_the_names(self):
         run = {"curve": [(10.0, 0.85), (20.0, 0.95)]}
-        row = plans.summarise([run])
+        row = {"50": [run], "75": [run]}
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder, "rows.json"), Path(folder, "curves.svg")
             source.write_text(plans.json.dumps({"rows": {"a <b> & c": row}}), encoding="utf-8")
             plans.curves(source, target)
             names = [text.text for text in xml.etree.ElementTree.parse(target).iter("{http://www.w3.org/2000/svg}text")]
-        self.assertIn("a <b> & c", names)
+        self.assertIn("a <b> & c, a run of 50 s", names)
 
 
 if __name__ == "__main__":

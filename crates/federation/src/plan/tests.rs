@@ -118,12 +118,13 @@ fn an_impossible_deadline_says_by_how_much_and_auto_raises_it() {
         "{}",
         plan.deadline_reason
     );
-    assert!(plan.silos[&"snail".into()].ranks.is_empty());
+    // A third of all examples are the snail's: it is waited for until it trains.
+    assert!(!plan.silos[&"snail".into()].ranks.is_empty());
     assert!(plan.silos.values().all(|silo| silo.time.total() <= plan.deadline_s * DEADLINE_SHARE * (1.0 + 1e-9)));
 }
 
-/// Against deadlines all over the range, each planned for as if it were given: what a silo's plan brings forward is worked out
-/// here from its ranks and its batch, and none may bring the federation sooner to a target.
+/// Against deadlines all over the range, each planned for as if it were given: the rounds that a silo's plan needs are worked
+/// out here from its ranks and its batch, and none may bring the federation sooner to a target.
 #[test]
 fn the_automatic_deadline_is_that_with_which_the_federation_is_soonest_done() {
     let all = profiles([silo("fast", 10, 4.0), silo("mid", 10, 1.0), silo("slow", 10, 0.5)]);
@@ -134,11 +135,11 @@ fn the_automatic_deadline_is_that_with_which_the_federation_is_soonest_done() {
         plan(&toy_model(), &all, &importance([0.5, 0.5]), &settings)
     };
     let needed = |plan: &Plan| {
-        let brings = |silo: &SiloPlan| {
+        let rounds = |silo: &SiloPlan| {
             let trained: f64 = silo.ranks.values().map(|&rank| 0.5 * settings.menu.rank_value(rank)).sum();
-            trained / (1.0 + 8.0 / silo.batch_size as f64) / 3.0
+            (1.0 + 8.0 / silo.batch_size as f64) / (0.1 + 0.9 * trained) / 3.0
         };
-        plan.deadline_s / plan.silos.values().map(brings).sum::<f64>()
+        plan.deadline_s * plan.silos.values().map(rounds).sum::<f64>()
     };
     let auto = of(Deadline::Auto).unwrap();
     let least = needed(&auto);
@@ -146,7 +147,7 @@ fn the_automatic_deadline_is_that_with_which_the_federation_is_soonest_done() {
     for step in 0..60 {
         let Ok(given) = of(Deadline::Seconds(0.2 * 1.1f64.powi(step))) else { continue };
         compared += 1;
-        // Nine deadlines are compared, so one between two of them may be a little better.
+        // Eighteen deadlines are compared, so one between two of them may be a little better.
         assert!(
             least <= 1.1 * needed(&given),
             "{}: {least}, {} at {}",
