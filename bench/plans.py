@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Raised when a field of the results changes its meaning.
 FORMAT = 2
 # Accuracies that settings race to.
-TARGETS = [0.92, 0.93, 0.94]
+TARGETS = [0.94, 0.95]
 # Seconds on the run's clock that runs last.
 LENGTH_S = 50.0
 
@@ -48,19 +48,15 @@ TRUTH = {
 # the whole of a run, so a short run gets sooner to where it can get: the best one is run at two lengths, and the sooner counts.
 UNIFORM = [
     ({"f": "nf8", "b": 4, "r": 2}, [50.0, 75.0]),
-    ({"f": "nf8", "b": 4, "r": 4}, [75.0]),
     ({"f": "bf16", "b": 4, "r": 8, "below": 3}, [75.0]),
-    ({"f": "nf8", "b": 8, "r": 8, "below": 4}, [75.0]),
 ]
 # What is switched off, and what stands in its place.
 ABLATIONS = {
     "all of it": [],
     "importance → random": ["federation.importance='random'"],
-    "importance → uniform": ["federation.importance='uniform'"],
     "ranks → one for all that train": ["adapter.ranks=[8]"],
     "batch → 4 in every silo": ["plan.batch_sizes=[4]"],
     "formats → nf4 in every silo": ["plan.base_formats=['nf4']"],
-    "coverage → none": ["plan.coverage=0"],
 }
 RATES = ["auto", 3e-4, 1e-3, 3e-3, 1e-2]
 
@@ -137,9 +133,10 @@ def at_the_end(points, seconds):
 
 
 def race(options, name, seed, sets, length_s):
-    """A run on examples/r8.toml of as many rounds as it has time for at the plan's own pace; its curve."""
+    """A run on examples/r8.toml of as many rounds as it has time for at the plan's own pace; its curve. Texts are split evenly,
+    so that silos differ in their hardware alone: with uneven labels accuracy swings by several points from round to round."""
     config = ROOT / "examples/r8.toml"
-    given = [*sets, f"federation.seed={seed}"]
+    given = ["federation.partition={kind='iid'}", *sets, f"federation.seed={seed}"]
     command = [options.fedpipe, "plan", config, "--json"]
     for setting in given:
         command += ["--set", setting]
