@@ -127,7 +127,6 @@ fn strip_real_time(value: &mut Value) {
 #[test]
 fn a_silo_that_slows_down_is_planned_again_and_a_resumed_run_ends_alike() {
     let world = World::new();
-    world.give_times(&["f32", "nf4"]);
     let options = [
         "federation.rounds=7",
         "federation.refresh_importance=3",
@@ -139,6 +138,7 @@ fn a_silo_that_slows_down_is_planned_again_and_a_resumed_run_ends_alike() {
         "output.keep_checkpoints=8",
     ];
     let options: Vec<&str> = options.into_iter().flat_map(|option| ["--set", option]).collect();
+    world.give_times(&options);
     world.succeed(&[&["run", "run.toml", "--quiet"], &options[..]].concat());
 
     let state = world.json("runs/a/checkpoints/round-007/state.json");
@@ -228,7 +228,9 @@ fn an_interrupt_ends_after_the_step_and_leaves_a_run_to_resume() {
 #[test]
 fn a_finished_run_leaves_everything_that_it_promises_and_learns() {
     let world = World::new();
-    world.succeed(&["run", "run.toml", "--quiet", "--set", "training.local_steps=60"]);
+    let options = ["--set", "training.local_steps=60"];
+    world.give_times(&options);
+    world.succeed(&[&["run", "run.toml", "--quiet"], &options[..]].concat());
     for file in [
         "config.toml",
         "plan.json",

@@ -19,11 +19,10 @@ fn facts() -> impl Iterator<Item = (String, String)> {
 fn learned(world: &World, file: &str, content: &str, settings: &[&str]) -> (Value, f64) {
     fs::write(world.path(file), content).unwrap();
     let files = [format!("data.train=[\"{file}\"]"), format!("data.test=[\"{file}\"]")];
-    let mut arguments = vec!["run", "run.toml", "--quiet"];
-    for set in files.iter().map(String::as_str).chain(settings.iter().copied()) {
-        arguments.extend(["--set", set]);
-    }
-    world.succeed(&arguments);
+    let settings = files.iter().map(String::as_str).chain(settings.iter().copied());
+    let settings: Vec<&str> = settings.flat_map(|setting| ["--set", setting]).collect();
+    world.give_times(&settings);
+    world.succeed(&[&["run", "run.toml", "--quiet"], &settings[..]].concat());
     let summary = world.json("runs/a/summary.json");
     let rounds = summary["rounds"].as_u64().unwrap();
     let state = world.json(&format!("runs/a/checkpoints/round-{rounds:03}/state.json"));

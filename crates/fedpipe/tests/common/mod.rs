@@ -79,14 +79,15 @@ impl World {
         errors
     }
 
-    /// Puts a desk machine's times into the profile, so that a rehearsal by the clock ends alike on every machine.
-    pub fn give_times(&self, formats: &[&str]) {
-        self.succeed(&["profile", "run.toml", "--set", &format!("plan.base_formats={formats:?}")]);
+    /// Measures what a run with these arguments needs and puts a desk machine's times in its place, so that plans and the
+    /// run's clock are the same on every machine, busy or not.
+    pub fn give_times(&self, arguments: &[&str]) {
+        self.succeed(&[&["profile", "run.toml"], arguments].concat());
         let file = fs::read_dir(self.path("cache/profiles")).unwrap().next().unwrap().unwrap().path();
         let mut stored: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
         let profile = &mut stored["profile"];
-        for format in formats {
-            profile["time"][format] = json!({"forward_s_per_token_layer": 3e-6, "backward_s_per_token_layer": 4e-6});
+        for time in profile["time"].as_object_mut().unwrap().values_mut() {
+            *time = json!({"forward_s_per_token_layer": 3e-6, "backward_s_per_token_layer": 4e-6});
         }
         profile["adapter_s_per_token_rank"] = 3e-7.into();
         profile["step_overhead_s"] = 6e-5.into();
