@@ -4,7 +4,7 @@
     bench/plans.py truth    [--e2e FILE.csv]          predicted memory and step time beside measured ones, 13 plans
     bench/plans.py uniform  [--seeds 42 1 2]          FedPipe's plan beside single settings that fit every silo
     bench/plans.py ablation [--seeds 42 1 2]          each part of the planner switched off in turn
-    bench/plans.py rates    [--seeds 42]              "auto" beside a grid of learning rates
+    bench/plans.py grid     [--seeds 42]              "auto" beside settings that a person would try
     bench/plans.py curves RESULTS.json FILE.svg       accuracy over the run's clock
 
 Runs are kept in --runs and not made twice, so an experiment that was interrupted goes on. The run's clock is modelled from
@@ -58,7 +58,15 @@ ABLATIONS = {
     "batch → 4 in every silo": ["plan.batch_sizes=[4]"],
     "formats → nf4 in every silo": ["plan.base_formats=['nf4']"],
 }
-RATES = ["auto", 3e-4, 1e-3, 3e-3, 1e-2]
+# What a person would try by hand, beside what "auto" makes of it.
+GRID = {
+    **{f"learning rate {rate}, {steps} local steps": [f"training.learning_rate={rate}", f"training.local_steps={steps}"]
+       for rate, steps in [(3e-3, 20), (1e-3, 20), (1e-2, 20), (3e-3, 10), (3e-3, 40)]},
+    "learning rate auto": ["training.learning_rate='auto'"],
+    "all six auto": [f"{key}='auto'" for key in (
+        "training.learning_rate", "training.local_steps", "training.max_length", "training.warmup_ratio", "adapter.scaling",
+        "adapter.target_modules")],
+}
 
 
 class Failure(Exception):
@@ -226,12 +234,8 @@ def ablation(options):
     return rows
 
 
-def rates(options):
-    settings = {}
-    for rate in RATES:
-        value = f"'{rate}'" if isinstance(rate, str) else rate
-        settings[f"learning rate {rate}"] = (f"rate-{rate}", [f"training.learning_rate={value}"], [LENGTH_S])
-    rows = races(options, settings)
+def grid(options):
+    rows = races(options, {name: (f"grid-{slug(name)}", sets, [LENGTH_S]) for name, sets in GRID.items()})
     print(race_table(rows))
     return rows
 
@@ -342,7 +346,7 @@ def commit():
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["truth", "uniform", "ablation", "rates", "curves"])
+    parser.add_argument("experiment", choices=["truth", "uniform", "ablation", "grid", "curves"])
     parser.add_argument("files", nargs="*", type=Path, help="of curves: the results, and the picture")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 1, 2])
     parser.add_argument("--fedpipe", type=Path, default=ROOT / "target/release/fedpipe")
@@ -363,7 +367,7 @@ def main():
         raise Failure(f"{options.fedpipe} is missing; `cargo build --release -p fedpipe` makes it")
     now = datetime.datetime.now()
     measured_commit = commit()
-    rows = {"truth": truth, "uniform": uniform, "ablation": ablation, "rates": rates}[options.experiment](options)
+    rows = {"truth": truth, "uniform": uniform, "ablation": ablation, "grid": grid}[options.experiment](options)
     everything = {"format": FORMAT, "date": now.isoformat(timespec="seconds"), "commit": measured_commit, "rows": rows}
     path = options.out / f"plans-{options.experiment}-{now:%Y%m%d-%H%M}.json"
     path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
