@@ -91,6 +91,9 @@ pub struct SiloProfile {
     /// MiB that it may send and receive in a round together; none where nobody counts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_cap_mib: Option<f64>,
+    /// Bytes on its disk for what frozen layers make of its texts; 0 where that is not kept.
+    #[serde(default)]
+    pub cache_bytes: u64,
     /// The measured profile of the machine.
     pub device: DeviceProfile,
 }

@@ -116,6 +116,10 @@ pub struct Measured {
     pub steps: usize,
     /// Tokens in all batches.
     pub tokens: u64,
+    /// Those of texts that an earlier batch of the same task had, as far as what frozen layers make of them could be kept on
+    /// the disk. What earlier tasks left in a cache does not count: a run that was resumed has lost it.
+    #[serde(default)]
+    pub repeated_tokens: u64,
     /// Mean loss over the steps.
     pub loss: f64,
     /// Seconds of computing on this machine, before any slow-down.

@@ -140,6 +140,7 @@ fn silo(number: usize, capped: bool) -> SiloProfile {
         speed: spread(0.25, 8.0),
         bandwidth_mbps: spread(3.0, 1000.0),
         data_cap_mib: (capped && number.is_multiple_of(3)).then(|| spread(180.0, 330.0)),
+        cache_bytes: 0,
         device: DeviceProfile {
             device: "made up".into(),
             memory: [(ActivationFormat::F32, memory(4.0)), (ActivationFormat::Bf16, memory(2.0))].into(),

@@ -1,6 +1,6 @@
 //! Time on hardware that is not there.
 
-use crate::plan::{AdapterLoad, compute_time};
+use crate::plan::{AdapterLoad, RoundBatches, compute_time};
 use fedpipe_core::{BaseFormat, Clock, LowRank, Measured, ModelSpec, SiloId, SiloProfile, Task, Update, Work};
 use std::collections::BTreeMap;
 
@@ -40,7 +40,9 @@ pub fn modelled_s(
     bytes: u64,
 ) -> Option<f64> {
     let (load, format, recompute) = load(model, work);
-    let time = compute_time(model, profile, &load, format, recompute, measured.tokens as f64, measured.steps)?;
+    let Measured { steps, tokens, repeated_tokens, .. } = *measured;
+    let batches = RoundBatches { steps, tokens: tokens as f64, repeated: repeated_tokens as f64 };
+    let time = compute_time(model, profile, &load, format, recompute, batches)?;
     Some(time.total() + profile.transfer_s(bytes as f64))
 }
 
@@ -119,13 +121,16 @@ mod tests {
     /// One formula, two callers: work that turns out as planned takes the time that was predicted.
     #[test]
     fn work_that_goes_as_planned_takes_the_predicted_time() {
-        let (model, profile) = (toy_model(), toy_profile("a"));
-        let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
-        let load = cost.load(&[("layer.1.query".into(), 2)].into());
-        for recompute in [false, true] {
+        let model = toy_model();
+        // Half the tokens of ten lookups among five texts come again.
+        for (recompute, examples, repeated_tokens) in [(false, 100, 0), (true, 100, 0), (false, 5, 50), (true, 5, 50)] {
+            let profile = SiloProfile { examples, cache_bytes: 1 << 20, ..toy_profile("a") };
+            let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
+            let load = cost.load(&[("layer.1.query".into(), 2)].into());
             let frame = Frame { batch_size: 2, base_format: BaseFormat::F32, recompute };
             let (_, predicted) = cost.round(&load, frame).unwrap();
-            let (task, update) = train(2, [3, 1], BaseFormat::F32, recompute);
+            let (task, mut update) = train(2, [3, 1], BaseFormat::F32, recompute);
+            update.measured.repeated_tokens = repeated_tokens;
             let charged = VirtualClock::new(model.clone()).charge(&profile, &task, &update, 4 * 56, 4 * 24);
             assert!((charged - predicted.total()).abs() < 1e-12, "{charged} is not {}", predicted.total());
         }

@@ -121,7 +121,18 @@ fn profile(&(name, memory_mib, speed, bandwidth_mbps, examples, ..): &Silo) -> S
         step_overhead_s: 1e-3,
     };
     let lengths = LengthStats::of([40, 90, 128]);
-    SiloProfile { silo: name.into(), examples, lengths, memory_mib, speed, bandwidth_mbps, data_cap_mib: None, device }
+    let silo = name.into();
+    SiloProfile {
+        silo,
+        examples,
+        lengths,
+        memory_mib,
+        speed,
+        bandwidth_mbps,
+        data_cap_mib: None,
+        cache_bytes: 0,
+        device,
+    }
 }
 
 fn plan() -> Plan {
@@ -185,6 +196,7 @@ fn round(round: u32) -> RoundRecord {
         let measured = Measured {
             steps: 20,
             tokens: 21_000,
+            repeated_tokens: 0,
             loss: 1.9 * (1.0 - progress) + 0.12 + 0.05 * index as f64,
             compute_s,
             peak_bytes: (memory_mib as f64 * MIB * (0.86 + 0.01 * f64::from(round % 3))) as u64,

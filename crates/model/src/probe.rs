@@ -55,7 +55,7 @@ pub(crate) fn probe(
             ops.backward(&mut gradients)?;
             drop(ops);
             scored.after(parameters, &mut gradients);
-            on_step(StepReport { step: step + 1, loss, tokens: batch.ids.len() as u64 });
+            on_step(StepReport { step: step + 1, loss, tokens: batch.ids.len() as u64, repeated: 0 });
         }
         Ok(scored.scores())
     })

@@ -110,9 +110,10 @@ impl SiloTrainer {
         on_step: &mut (dyn FnMut(StepReport) + Send),
         warn: &dyn Fn(String),
     ) -> Result<Done, Error> {
-        let (mut tokens, mut loss, mut steps) = (0, 0.0, 0);
+        let (mut tokens, mut repeated_tokens, mut loss, mut steps) = (0, 0, 0.0, 0);
         let mut count = |report: StepReport| {
             (tokens, loss, steps) = (tokens + report.tokens, loss + report.loss, report.step);
+            repeated_tokens += report.repeated;
             on_step(report);
         };
         let encoder = self.base.encoder(task.work.base_format())?;
@@ -143,7 +144,8 @@ impl SiloTrainer {
         let cache = cache.and_then(|cache| self.keep_cache(cache, before));
         let peak_bytes = encoder.bytes() + self.base.own_head_bytes(&objective) + peak;
         let (outcome, sensitivity) = outcome?;
-        Ok(Done { outcome, sensitivity, measured: Measured { steps, tokens, loss, compute_s, peak_bytes, cache } })
+        let measured = Measured { steps, tokens, repeated_tokens, loss, compute_s, peak_bytes, cache };
+        Ok(Done { outcome, sensitivity, measured })
     }
 }
 
@@ -157,6 +159,7 @@ impl Trainer for SiloTrainer {
             speed: self.settings.speed,
             bandwidth_mbps: self.settings.bandwidth_mbps,
             data_cap_mib: self.settings.data_cap_mib,
+            cache_bytes: self.settings.cache.as_ref().map_or(0, |cache| cache.disk_bytes),
             device: (*self.device).clone(),
         })
     }

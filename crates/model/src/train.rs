@@ -11,7 +11,7 @@ use crate::parameters::Gradients;
 use crate::pool::on_pool;
 use crate::task::Objective;
 use fedpipe_core::{Adapter, Purpose, Seed, Stop, TrainWork, WeightId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One optimizer step, as it is reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,6 +22,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Tokens in the batch.
     pub tokens: u64,
+    /// Those that count as [`fedpipe_core::Measured::repeated_tokens`].
+    pub repeated: u64,
 }
 
 /// What a silo trains with.
@@ -66,6 +68,7 @@ pub fn train(
         let mut gradients = Gradients::new(&trainable.parameters);
         let mut sensed = Sensed::default();
         let workspace = Workspace::new(kind, work.base_format, work.recompute);
+        let mut met = Met::default();
         let batches = Batches::new(data.len(), work.batch_size, seed.derive(Purpose::Batches, 0, None));
         for (step, indices) in batches.take(work.steps).enumerate() {
             if stop.requested() {
@@ -76,9 +79,12 @@ pub fn train(
             let offsets: Offsets = batch.offsets.as_slice().into();
             gradients.clear();
             let mut ops = workspace.ops(&trainable.parameters, &adapters, Pass::Training)?;
+            let mut repeated = 0;
             let start = match cache.as_deref_mut() {
                 None => (0, encoder.embed(&mut *ops, &batch.ids, &offsets)?),
                 Some(cache) => {
+                    let token_bytes = encoder.hidden() * workspace.element_bytes();
+                    repeated = met.again(&indices, &batch, token_bytes as u64, cache.limits().disk_bytes);
                     let prefix = Frozen { encoder, workspace: &workspace, trainable: &trainable, adapters: &adapters };
                     let (first, bytes) = prefix.output(cache, &batch)?;
                     (first, ops.constant(batch.tokens(), encoder.hidden(), &bytes)?)
@@ -91,10 +97,34 @@ pub fn train(
                 sensed.observe(&trainable, &gradients);
             }
             optimizer.step(&mut trainable.parameters, &mut gradients, work.learning_rate.at(step), work.max_grad_norm);
-            on_step(StepReport { step: step + 1, loss, tokens: batch.tokens() as u64 });
+            on_step(StepReport { step: step + 1, loss, tokens: batch.tokens() as u64, repeated });
         }
         Ok(TrainedAdapter { adapter: trainable.adapter(), sensitivity: sensed.mean() })
     })
+}
+
+/// The texts that the batches of a task had so far, and the bytes of what frozen layers make of them.
+#[derive(Default)]
+struct Met {
+    texts: BTreeSet<usize>,
+    bytes: u64,
+}
+
+impl Met {
+    /// Takes a batch in: the tokens of its texts that were met before. A text counts as met while `room` bytes hold it and all
+    /// before it, so that the answer hangs on the batches alone and not on what a cache came with.
+    fn again(&mut self, indices: &[usize], batch: &Dataset, token_bytes: u64, room: u64) -> u64 {
+        let tokens = |place: usize| batch.text(place).len() as u64;
+        let places = || indices.iter().enumerate();
+        let again = places().filter(|(_, index)| self.texts.contains(index)).map(|(place, _)| tokens(place)).sum();
+        for (place, &index) in places() {
+            let bytes = self.bytes + tokens(place) * token_bytes;
+            if bytes <= room && self.texts.insert(index) {
+                self.bytes = bytes;
+            }
+        }
+        again
+    }
 }
 
 /// Tokens below which products may round otherwise than those of a batch.

@@ -7,7 +7,7 @@ use fedpipe_model::adapter::fresh_head;
 use fedpipe_model::data::{Dataset, Targets};
 use fedpipe_model::head::HeadKind;
 use fedpipe_model::ops::OpsKind;
-use fedpipe_model::{BaseModel, CacheLimits, Objective, Prefix, PrefixCache, Training, train};
+use fedpipe_model::{BaseModel, CacheLimits, Objective, Prefix, PrefixCache, StepReport, Training, train};
 use std::alloc::System;
 use std::path::Path;
 use std::sync::Mutex;
@@ -81,7 +81,8 @@ fn later_steps_allocate_no_activations() {
     }
 }
 
-/// Trained above layer 1 alone, over a silo's whole training: with a cache that holds everything, a part, or nothing.
+/// Trained above layer 1 alone, over a silo's whole training: with a cache that holds everything, a part, or nothing. What is
+/// reported to come again is what an empty cache on the disk alone finds, whatever this one came with and has in memory.
 #[test]
 fn cached_activations_train_to_the_same_bits() {
     let _alone = ALONE.lock();
@@ -93,27 +94,41 @@ fn cached_activations_train_to_the_same_bits() {
         let run = |cache: Option<&mut PrefixCache>| {
             let objective = Objective::Classification { head: base.outline().head };
             let training = Training { kind: OpsKind::Fast, encoder: &*encoder, objective: &objective, cache };
-            train(training, &data, &work, Seed(3), &Stop::default(), &mut |_| {}).unwrap()
+            let mut repeated = 0;
+            let mut count = |report: StepReport| repeated += report.repeated;
+            (train(training, &data, &work, Seed(3), &Stop::default(), &mut count).unwrap(), repeated)
         };
         let layer_of = |id: &fedpipe_core::WeightId| {
             base.outline().candidates.iter().find(|c| &c.id == id).map(|candidate| candidate.layer)
         };
         let prefix = Prefix::of(&work, data.len(), LAYERS, layer_of).unwrap();
         assert_eq!(prefix.layer(), 1);
-        let plain = run(None);
+        let (plain, none) = run(None);
+        assert_eq!(none, 0);
         for (ram_bytes, disk_bytes) in [(1 << 20, 0), (4 * 21 * 32 * 2, 0), (4 * 21 * 32 * 2, 1 << 20), (0, 0)] {
             let folder = std::env::temp_dir();
             let mut cache = PrefixCache::new(prefix.clone(), CacheLimits { ram_bytes, disk_bytes, folder });
-            assert!(run(Some(&mut cache)) == plain, "{format}, {ram_bytes} bytes in memory");
+            let (trained, repeated) = run(Some(&mut cache));
+            assert!(trained == plain, "{format}, {ram_bytes} bytes in memory");
             let used = cache.used();
             assert_eq!(used.lookups, 48, "one for every text of every batch");
             // A batch that reaches over the end of an epoch may miss a text twice.
             let all = 48 - 10;
+            let on_disk = if disk_bytes > 0 { used.hits } else { 0 };
+            assert_eq!(repeated, 21 * on_disk);
+            assert_eq!(run(Some(&mut cache)).1, repeated, "the cache is no longer empty");
             match (ram_bytes, disk_bytes) {
                 (0, 0) => assert_eq!(used.hits, 0),
                 (1_048_576, _) | (_, 1_048_576) => assert!((all - 2..=all).contains(&used.hits), "{used:?}"),
                 _ => assert!((1..all - 2).contains(&used.hits), "{used:?}"),
             }
         }
+        // Room for five texts on the disk, and none in memory.
+        let room = 5 * 21 * 32 * format.activations().value_bytes() as u64;
+        let limits = CacheLimits { ram_bytes: 0, disk_bytes: room, folder: std::env::temp_dir() };
+        let mut cache = PrefixCache::new(prefix.clone(), limits);
+        let (_, repeated) = run(Some(&mut cache));
+        assert_eq!(repeated, 21 * cache.used().hits);
+        assert!((1..48 - 12).contains(&cache.used().hits));
     }
 }

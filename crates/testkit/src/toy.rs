@@ -47,6 +47,7 @@ pub fn toy_profile(silo: &str) -> SiloProfile {
         speed: 0.5,
         bandwidth_mbps: 1.0,
         data_cap_mib: None,
+        cache_bytes: 0,
         device: DeviceProfile {
             device: "toy".into(),
             memory: [(ActivationFormat::F32, memory(10.0)), (ActivationFormat::Bf16, memory(5.0))].into(),

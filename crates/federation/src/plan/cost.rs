@@ -29,9 +29,9 @@
 //! Time in seconds:
 //!
 //! ```text
-//! forward  = T·L·forward_s[f]/v
+//! forward  = (T·L − χ·T·min(p, L − 1))·forward_s[f]/v
 //! backward = T·(L − ℓ)·(backward_s[f] + c·forward_s[f])/v
-//! adapter  = T·adapter_s·((1 + c/3)·Σ r_m + ⅓·Σ q_m + (1 + c)/3·Σ_{layer(m) ≥ ℓ} q_m)/v
+//! adapter  = T·adapter_s·((1 + c/3)·Σ r_m + ⅓·(Σ q_m − χ·Σ_{layer(m) < p} q_m) + (1 + c)/3·Σ_{layer(m) ≥ ℓ} q_m)/v
 //! fixed    = s·step_overhead/v
 //! download = width·(Σ d_m·(r_m + q_m) + h) over the link
 //! upload   = width·(Σ d_m·r_m + h) over the link
@@ -48,8 +48,11 @@
 //! q_m = max(server_rank − r_m, 0). The virtual clock ([`crate::simulate`]) puts the ranks, tokens and steps of the work
 //! that was really done into the same formula.
 //!
-//! Neither knows the cache of activations (`fedpipe_model::PrefixCache`): forward is an upper bound for a silo whose lower
-//! layers are frozen. What the cache holds hangs on the process, which may be a resumed one, and a run must not.
+//! χ is the share of a round's tokens in texts that an earlier batch of the round had: what the lowest `p` layers make of them
+//! is kept (`fedpipe_model::PrefixCache`) and not computed again. A silo goes through its N texts s·b/N times a round, so a
+//! plan takes χ = max(0, 1 − N/(s·b)), less where its disk does not hold them all. `p` is ℓ, or the lowest layer with anything
+//! attached where that saves more. A cache may hold texts of earlier rounds, too, but a run that was resumed has lost them, and a
+//! run must not hang on that: the model leaves them out, and with lower layers that nobody trains it is an upper bound.
 
 use fedpipe_core::{
     BaseFormat, CandidateWeight, DeviceProfile, MemoryTerms, ModelSpec, SiloProfile, TimeTerms, WeightId,
@@ -95,6 +98,8 @@ pub struct Frame {
 pub struct AdapterLoad {
     /// Lowest layer that trains, `ℓ`; the number of layers when only the head does.
     pub lowest: usize,
+    /// Lowest layer with a factor pair, trained or applied; the number of layers without one.
+    pub attached: usize,
     /// Σ d_m·r_m.
     pub trained_values: f64,
     /// Σ d_m·q_m.
@@ -118,6 +123,7 @@ impl AdapterLoad {
     fn starting_at(model: &ModelSpec, lowest: usize) -> Self {
         Self {
             lowest,
+            attached: model.layers,
             trained_values: 0.0,
             applied_values: 0.0,
             layer_ranks: vec![0.0; model.candidates.iter().map(|c| c.layer + 1).fold(model.layers, usize::max)],
@@ -162,6 +168,9 @@ impl AdapterLoad {
         self.applied_values += candidate.parameters(applied) as f64;
         self.layer_ranks[candidate.layer] += trained as f64;
         self.applied_ranks += applied as f64;
+        if trained + applied > 0 {
+            self.attached = self.attached.min(candidate.layer);
+        }
         if candidate.layer >= self.lowest {
             self.applied_ranks_above += applied as f64;
         }
@@ -208,25 +217,42 @@ pub fn memory(
     })
 }
 
-/// Seconds of computing on the silo for `tokens` in `steps` steps, transfers left at zero; `None` when `format` was not
-/// measured.
+/// What a round's batches hold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RoundBatches {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Tokens in all of them, `T`.
+    pub tokens: f64,
+    /// Those in texts that an earlier batch had and that are kept, χ·T.
+    pub repeated: f64,
+}
+
+/// Seconds of computing on the silo for the batches of a round, transfers left at zero; `None` when `format` was not measured.
 pub fn compute_time(
     model: &ModelSpec,
     profile: &SiloProfile,
     load: &AdapterLoad,
     format: BaseFormat,
     recompute: bool,
-    tokens: f64,
-    steps: usize,
+    batches: RoundBatches,
 ) -> Option<TimeTerms> {
+    let RoundBatches { steps, tokens, repeated } = batches;
     let device = &profile.device;
     let speed = device.time.get(&format)?;
     let again = f64::from(u8::from(recompute));
     let layer_backward_s = speed.backward_s_per_token_layer + again * speed.forward_s_per_token_layer;
     let trained = (1.0 + again * FORWARD_SHARE) * load.trained_ranks();
-    let applied = FORWARD_SHARE * (load.applied_ranks + (1.0 + again) * load.applied_ranks_above);
+    let known = if tokens > 0.0 { repeated / tokens } else { 0.0 };
+    let kept_to_lowest = load.lowest as f64 * known > load.attached as f64;
+    let kept = if kept_to_lowest { load.lowest } else { load.attached };
+    // The last layer is always computed. Of a head that trains alone, what is applied there is not told from the rest.
+    let kept_layers = kept.min(model.layers.saturating_sub(1)) as f64;
+    let below = if kept_to_lowest && kept < model.layers { load.applied_ranks - load.applied_ranks_above } else { 0.0 };
+    let applied = FORWARD_SHARE * (load.applied_ranks - known * below + (1.0 + again) * load.applied_ranks_above);
     Some(TimeTerms {
-        forward: tokens * model.layers as f64 * speed.forward_s_per_token_layer / profile.speed,
+        forward: (tokens * model.layers as f64 - repeated * kept_layers) * speed.forward_s_per_token_layer
+            / profile.speed,
         backward: tokens * load.adapted_layers(model) * layer_backward_s / profile.speed,
         adapter: tokens * device.adapter_s_per_token_rank * (trained + applied) / profile.speed,
         fixed: steps as f64 * device.step_overhead_s / profile.speed,
@@ -258,11 +284,26 @@ impl CostModel<'_> {
         let large_batch = lengths.large_batch(batch_size);
         let memory = memory(self.model, &self.profile.device, load, format, recompute, large_batch)?;
         let tokens = (self.local_steps * batch_size) as f64 * lengths.mean;
-        let mut time = compute_time(self.model, self.profile, load, format, recompute, tokens, self.local_steps)?;
+        let batches = RoundBatches { steps: self.local_steps, tokens, repeated: tokens * self.repeated(frame) };
+        let mut time = compute_time(self.model, self.profile, load, format, recompute, batches)?;
         let [down, up] = self.moved(load);
         time.upload = self.profile.transfer_s(up);
         time.download = self.profile.transfer_s(down);
         Some((memory, time))
+    }
+
+    /// χ of a plan.
+    fn repeated(&self, frame: Frame) -> f64 {
+        let bytes = self.profile.device.memory.get(&frame.base_format.activations());
+        let examples = self.profile.examples as f64;
+        let all_texts =
+            examples * self.profile.lengths.mean * bytes.map_or(0.0, |bytes| bytes.layer_input_bytes_per_token);
+        let lookups = (self.local_steps * frame.batch_size) as f64;
+        if all_texts > 0.0 && lookups > examples {
+            (1.0 - examples / lookups) * (self.profile.cache_bytes as f64 / all_texts).min(1.0)
+        } else {
+            0.0
+        }
     }
 
     /// Bytes of the values that the silo sends and receives in a round.
@@ -395,6 +436,32 @@ mod tests {
             close(longer.adapter - time.adapter, 2.0 * 100.0 * 3e-3 * (5.0 + 1.0) / 3.0);
             assert_eq!(TimeTerms { backward: time.backward, adapter: time.adapter, ..longer }, time);
         }
+    }
+
+    /// The first toy once more with 5 texts, which ten lookups a round go through twice: half the tokens find what the lower
+    /// layer and its applied ranks make of them, a quarter where the disk holds half the texts (of 5 · 10 tokens · 10 bytes).
+    #[test]
+    fn texts_that_come_again_within_a_round_pass_the_frozen_layers_once() {
+        let model = toy_model();
+        let terms = |cache_bytes: u64, ranks: &BTreeMap<WeightId, usize>| {
+            let profile = SiloProfile { examples: 5, cache_bytes, ..toy_profile("a") };
+            let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
+            let frame = Frame { batch_size: 2, base_format: BaseFormat::F32, recompute: false };
+            cost.round(&cost.load(ranks), frame).unwrap()
+        };
+        let upper = [("layer.1.query".into(), 2)].into();
+        let (memory, without) = terms(0, &upper);
+        for (cache_bytes, known) in [(500, 0.5), (1 << 30, 0.5), (250, 0.25)] {
+            let (same, time) = terms(cache_bytes, &upper);
+            assert_eq!(same, memory);
+            close(time.forward, 2.0 * 100.0 * (2.0 - known) * 1e-3);
+            close(time.adapter, 2.0 * 100.0 * 3e-3 * (2.0 + (4.0 - known * 3.0) / 3.0 + 1.0 / 3.0));
+            assert_eq!(TimeTerms { forward: without.forward, adapter: without.adapter, ..time }, without);
+        }
+        let both = [("layer.0.query".into(), 1), ("layer.1.query".into(), 2)].into();
+        assert_eq!(terms(500, &both), terms(0, &both));
+        // A head alone: of two layers the last is computed for some tokens only, and so is not kept.
+        close(terms(500, &BTreeMap::new()).1.forward, 2.0 * 100.0 * 1.5 * 1e-3);
     }
 
     #[test]
