@@ -173,6 +173,16 @@ def soonest(runs_by_length, target):
     return [min((seconds for seconds in of_seed if seconds is not None), default=None) for of_seed in times]
 
 
+def together(runs_by_length, target):
+    """The least seconds at which the mean over the seeds of the latest accuracies is the target, or None."""
+    times = []
+    for runs in runs_by_length.values():
+        ends = sorted(end for run in runs for end, _ in run["curve"])
+        levels = ((end, mean([within(run["curve"], end) for run in runs])) for end in ends)
+        times.append(next((end for end, level in levels if level is not None and level >= target), None))
+    return min((seconds for seconds in times if seconds is not None), default=None)
+
+
 def races(options, settings):
     """Every setting, at each of its lengths, with every seed: name -> length -> runs."""
     rows = {}
@@ -222,6 +232,10 @@ def uniform(options):
         ratios = [min(times) / own if times and own else None for times, own in zip(single, soonest(ours, target))]
         print(f"\nto {target:.0%} the best single setting of each seed takes {', '.join(shown(r, '.2f') for r in ratios)} times "
               f"as long (– where one never gets there), {shown(mean(ratios), '.2f')} on average")
+        own, others = together(ours, target), [together(row, target) for row in rows.values()]
+        least = min((seconds for seconds in others if seconds is not None), default=None)
+        print(f"the mean of the seeds gets there after {shown(own, '.0f')} s, that of a single setting after {shown(least, '.0f')} s"
+              + (f": {least / own:.2f} times" if own and least else ""))
     return {"FedPipe's plan": ours, **rows}
 
 

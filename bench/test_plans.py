@@ -40,6 +40,12 @@ class Curves(unittest.TestCase):
         }
         self.assertEqual(plans.soonest(runs, 0.95), [40.0, 70.0, None])
 
+    def test_the_mean_of_the_seeds_gets_there_when_all_have_a_value(self):
+        runs = {"50": [{"curve": [(10.0, 0.9), (30.0, 0.98)]}, {"curve": [(20.0, 0.9), (25.0, 0.94)]}]}
+        self.assertEqual(plans.together(runs, 0.95), 30.0)
+        self.assertEqual(plans.together(runs, 0.9), 20.0)
+        self.assertIsNone(plans.together(runs, 0.97))
+
     def test_the_end_is_the_mean_of_three_rounds(self):
         points = [(10.0, 0.1), (20.0, 0.5), (30.0, 0.6), (40.0, 0.7), (60.0, 0.0)]
         self.assertAlmostEqual(plans.at_the_end(points, 50.0), 0.6)
