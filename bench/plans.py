@@ -44,12 +44,10 @@ TRUTH = {
     "E2E, bf16, batch 8, rank 8, recomputed": ("e2e", {"b": 8, "r": 8, "f": "bf16", "again": True}),
     "E2E, int8, batch 16, rank 8, 15 layers": ("e2e", {"b": 16, "r": 8, "f": "int8", "below": 15}),
 }
-# Single settings that fit all four silos of examples/r8.toml, with the lengths of their runs. The learning rate falls to 0 over
+# Single settings that fit all four silos of examples/r8.toml, and the lengths of their runs. The learning rate falls to 0 over
 # the whole of a run, so a short run gets sooner to where it can get: they are run at two lengths, and the sooner counts.
-UNIFORM = [
-    ({"f": "bf16", "b": 4, "r": 8, "below": 3}, [50.0, 75.0]),
-    ({"f": "nf8", "b": 4, "r": 2}, [50.0, 75.0]),
-]
+UNIFORM = [{"f": "bf16", "b": 4, "r": 8, "below": 3}, {"f": "nf8", "b": 4, "r": 2}]
+UNIFORM_LENGTHS_S = [LENGTH_S, 75.0]
 # What is switched off, and what stands in its place.
 ABLATIONS = {
     "all of it": [],
@@ -218,10 +216,10 @@ def slug(text):
 
 def uniform(options):
     settings = {"FedPipe's plan": ("fedpipe", [], [LENGTH_S])}
-    for setting, lengths in UNIFORM:
+    for setting in UNIFORM:
         where = f"layers {setting['below']} to 5" if "below" in setting else "all layers"
         name = f"{setting['f']}, batch {setting['b']}, rank {setting['r']}, {where}"
-        settings[name] = (slug(name), fixed(setting, "bert.encoder.layer."), lengths)
+        settings[name] = (slug(name), fixed(setting, "bert.encoder.layer."), UNIFORM_LENGTHS_S)
     rows = races(options, settings)
     print(race_table(rows))
     ours = rows.pop("FedPipe's plan")
