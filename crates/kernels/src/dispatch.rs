@@ -13,6 +13,8 @@ pub const PATH_VARIABLE: &str = "FEDPIPE_KERNELS";
 /// Results of one path are bit-identical on every run and for every number of threads; two paths agree to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
+    /// AMX: tiles of bf16 (Sapphire Rapids and later, Linux), and [`Path::Avx512Bf16`] for all but products.
+    Amx,
     /// AVX-512 with BF16 dot products (Zen 4, Cooper Lake, Sapphire Rapids and later).
     Avx512Bf16,
     /// AVX2 with fused multiply-add (most x86-64 of the last ten years).
@@ -27,7 +29,7 @@ pub enum Path {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// No path has this name.
-    #[error("FEDPIPE_KERNELS={0}: no such kernel path; choose one of avx512bf16, avx2, neon, portable")]
+    #[error("FEDPIPE_KERNELS={0}: no such kernel path; choose one of amx, avx512bf16, avx2, neon, portable")]
     Unknown(String),
     /// This processor lacks the instructions.
     #[error("FEDPIPE_KERNELS={0}: this processor does not support it; unset the variable to use {best}", best = Path::best())]
@@ -40,11 +42,12 @@ thread_local! {
 
 impl Path {
     /// Every path, best first.
-    pub const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx2, Self::Neon, Self::Portable];
+    pub const ALL: [Self; 5] = [Self::Amx, Self::Avx512Bf16, Self::Avx2, Self::Neon, Self::Portable];
 
     /// The name used in [`PATH_VARIABLE`] and in reports.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Amx => "amx",
             Self::Avx512Bf16 => "avx512bf16",
             Self::Avx2 => "avx2",
             Self::Neon => "neon",
@@ -55,6 +58,7 @@ impl Path {
     /// Whether this processor can run the path.
     pub fn is_supported(self) -> bool {
         match self {
+            Self::Amx => Self::Avx512Bf16.is_supported() && amx::is_usable(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => {
                 Self::Avx2.is_supported()
@@ -71,6 +75,11 @@ impl Path {
             Self::Neon => cfg!(target_arch = "aarch64"),
             Self::Portable => true,
         }
+    }
+
+    /// Whether the path multiplies bf16 as such, with sums in f32. Elsewhere such products are of f32.
+    pub fn multiplies_bf16(self) -> bool {
+        matches!(self, Self::Amx | Self::Avx512Bf16)
     }
 
     /// The best path that this processor supports.
@@ -170,7 +179,7 @@ macro_rules! multiversion {
             match path {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Path::current` hands out supported paths only.
-                $crate::dispatch::Path::Avx512Bf16 => unsafe { avx512 $(::<$generic>)? ($($arg),*) },
+                $crate::dispatch::Path::Amx | $crate::dispatch::Path::Avx512Bf16 => unsafe { avx512 $(::<$generic>)? ($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::dispatch::Path::Avx2 => unsafe { avx2 $(::<$generic>)? ($($arg),*) },
@@ -182,6 +191,32 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+/// Whether the processor has AMX, and the system lets this process use its registers.
+mod amx {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(super) fn is_usable() -> bool {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        use std::sync::OnceLock;
+
+        /// `ARCH_REQ_XCOMP_PERM` of `arch_prctl`, and what it is asked for: the contents of the tiles (8 KiB a thread).
+        const REQUEST_PERMISSION: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        /// Of leaf 7 of `cpuid`: AMX-BF16 and AMX-TILE.
+        const BITS: u32 = 1 << 22 | 1 << 24;
+        static USABLE: OnceLock<bool> = OnceLock::new();
+        *USABLE.get_or_init(|| {
+            let there = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BITS == BITS;
+            // SAFETY: asks for a permission of this process and touches no memory; a system that does not know it refuses.
+            there && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0
+        })
+    }
+
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    pub(super) fn is_usable() -> bool {
+        false
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -50,7 +50,7 @@ impl Int8 {
     pub(crate) fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]) {
         let (codes, scale) = self.row(row, columns);
         #[cfg(target_arch = "x86_64")]
-        if path == Path::Avx512Bf16 {
+        if path.multiplies_bf16() {
             // SAFETY: `Path::current` hands out supported paths only.
             unsafe { avx512::decode_bf16(codes, scale, to) };
             return;

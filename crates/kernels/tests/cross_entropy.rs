@@ -81,7 +81,7 @@ impl<E: Element> Case<'_, E> {
             expected += reference.loss / counted as f64;
             error += reference.loss_error / counted as f64;
             // Shares are as wrong as their logits, and are rounded where the product is in bf16.
-            let rounded = path == Path::Avx512Bf16 && self.weight.name != "f32";
+            let rounded = path.multiplies_bf16() && self.weight.name != "f32";
             let share_error = 2.0 * reference.loss_error + if rounded { 1.0 / 128.0 } else { 1e-6 };
             for (actual, (dx, magnitude)) in actual.into_iter().zip(reference.dx) {
                 let (dx, magnitude) = (dx / counted as f64, magnitude / counted as f64);

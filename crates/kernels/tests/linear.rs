@@ -144,7 +144,7 @@ fn f(x: f32) -> f64 {
 }
 
 fn check<E: Element>(case: &Case, path: Path) {
-    let halves = E::IS_BF16 || path == Path::Avx512Bf16 && case.weights[0].0.storage() != Storage::F32;
+    let halves = E::IS_BF16 || path.multiplies_bf16() && case.weights[0].0.storage() != Storage::F32;
     let what = |part: &str| format!("{part} on {path}, {:?}", case.weights[0].0.storage());
     let x: Vec<f32> = case.x::<E>().iter().map(|x| x.to_f32()).collect();
     let (ys, lows) = case.forward::<E>();

@@ -9,6 +9,8 @@ use fedpipe_kernels::Path;
 /// The instruction that a product is made of, which bounds its speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instruction {
+    /// `tdpbf16ps`: 8,192 multiply-adds of bf16.
+    Tiles,
     /// `vdpbf16ps`: 32 multiply-adds of bf16.
     DotBf16,
     /// `vfmadd` on 16 f32.
@@ -27,8 +29,9 @@ impl Instruction {
     pub fn of(path: Path, f32_weights: bool) -> Self {
         assert!(path.is_supported(), "{path}");
         match path {
+            Path::Amx if !f32_weights => Self::Tiles,
             Path::Avx512Bf16 if !f32_weights => Self::DotBf16,
-            Path::Avx512Bf16 => Self::Fused512,
+            Path::Amx | Path::Avx512Bf16 => Self::Fused512,
             Path::Avx2 => Self::Fused256,
             Path::Neon | Path::Portable => Self::Plain,
         }
@@ -46,6 +49,9 @@ impl Instruction {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `of` makes it, for a path that is supported.
+            Self::Tiles => unsafe { x86::tiles(steps) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
             Self::DotBf16 => unsafe { x86::dot_bf16(steps) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
@@ -61,6 +67,7 @@ impl Instruction {
 impl fmt::Display for Instruction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Tiles => "bf16 dot, tile registers",
             Self::DotBf16 => "bf16 dot, 512 bits",
             Self::Fused512 => "f32 fma, 512 bits",
             Self::Fused256 => "f32 fma, 256 bits",
@@ -154,6 +161,42 @@ mod x86 {
 
     /// Enough independent sums to hide the latency of any of the instructions.
     const SUMS: usize = 14;
+
+    /// # Safety
+    /// The processor has AMX, and the system lets the process use it.
+    pub unsafe fn tiles(steps: usize) -> usize {
+        /// What `ldtilecfg` reads: a palette, sixteen widths in bytes, as many heights.
+        #[repr(C, align(64))]
+        struct Config {
+            palette: [u8; 16],
+            row_bytes: [u16; 16],
+            rows: [u8; 16],
+        }
+        let mut config = Config { palette: [0; 16], row_bytes: [0; 16], rows: [0; 16] };
+        config.palette[0] = 1;
+        config.row_bytes[..8].fill(64);
+        config.rows[..8].fill(16);
+        // SAFETY: the caller's promise; nothing is read but the configuration, and nothing written but registers.
+        unsafe {
+            std::arch::asm!(
+                "ldtilecfg [{config}]",
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {steps}",
+                "jnz 2b",
+                "tilerelease",
+                config = in(reg) &config,
+                steps = inout(reg) steps.max(1) => _,
+                options(nostack, readonly)
+            );
+        }
+        4 * 16 * 16 * 32 * 2
+    }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub fn dot_bf16(steps: usize) -> usize {

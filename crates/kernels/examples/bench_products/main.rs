@@ -222,7 +222,7 @@ impl Case {
 
     /// Activations are bf16 where products are, as in training: over narrow weights, where the path multiplies bf16.
     fn multiplies_bf16(&self) -> bool {
-        self.path == Path::Avx512Bf16 && self.store != "f32"
+        self.path.multiplies_bf16() && self.store != "f32"
     }
 
     fn forward(&self, passes: &mut Passes<f32>, weights: &[f32]) {

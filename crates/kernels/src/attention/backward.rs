@@ -54,7 +54,7 @@ pub fn attention_backward<E: Element>(
             _ if job.queries.is_empty() => unsafe { gradients.unused(shape, job) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the path is a supported one; the rest as above.
-            Path::Avx512Bf16 => unsafe { super::avx512::backward(&inputs, job, &gradients) },
+            Path::Amx | Path::Avx512Bf16 => unsafe { super::avx512::backward(&inputs, job, &gradients) },
             // SAFETY: as above.
             _ => unsafe { inputs.backward(job, &gradients) },
         }

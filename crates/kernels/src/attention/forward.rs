@@ -46,7 +46,7 @@ pub fn attention_forward<E: Element>(
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the path is a supported one. Jobs differ in their sequences or their heads, so no two write the same
             // elements.
-            Path::Avx512Bf16 => unsafe { super::avx512::forward(&inputs, job, out, log_sum_exp) },
+            Path::Amx | Path::Avx512Bf16 => unsafe { super::avx512::forward(&inputs, job, out, log_sum_exp) },
             // SAFETY: as above.
             _ => unsafe { inputs.forward(job, out, log_sum_exp) },
         }

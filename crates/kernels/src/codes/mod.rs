@@ -259,7 +259,7 @@ impl Codes {
 
     fn decode_bf16(&self, path: Path, runs: Runs, to: &mut [u16]) {
         #[cfg(target_arch = "x86_64")]
-        if path == Path::Avx512Bf16 {
+        if path.multiplies_bf16() {
             // SAFETY: `Path::current` hands out supported paths only.
             unsafe { avx512::decode_bf16(self, runs, to) };
             return;

@@ -11,7 +11,7 @@ use std::mem::transmute;
 use super::micro::{Base, Initial, LeftLayout, Tile, by_layout};
 use crate::element::Element;
 
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 const LEFT_STRIDE: usize = 16;
 
 /// # Safety
@@ -77,22 +77,32 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const PAIRS: bool, E
         by_layout!(part.layout, ROWS, LEFT_STRIDE, accumulate);
     }
 
-    let scale = _mm512_set1_ps(tile.scale);
     for (i, row) in sums.iter().enumerate() {
         for (v, &sum) in row.iter().enumerate() {
-            let left_over = tile.columns.saturating_sub(v * LANES);
-            let mask = if left_over >= LANES { u16::MAX } else { (1u16 << left_over) - 1 };
-            // SAFETY: the mask keeps to the tile's columns; output and base row hold them.
-            unsafe {
-                let output = tile.output.add(i * tile.output_stride).wrapping_add(v * LANES);
-                let base = match tile.base {
-                    Base::Zero => _mm512_setzero_ps(),
-                    Base::Row(base) => _mm512_maskz_loadu_ps(mask, base.wrapping_add(v * LANES)),
-                    Base::Output => load::<E>(output, mask),
-                };
-                store::<E>(output, mask, _mm512_fmadd_ps(sum, scale, base));
-            }
+            // SAFETY: the caller's promise.
+            unsafe { finish(tile, i, v, sum) };
         }
+    }
+}
+
+/// Writes the sums of a row and a vector of columns.
+///
+/// # Safety
+/// As `Kernel::run`, for a row and a vector of the tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn finish<E: Element>(tile: &Tile<'_, E>, row: usize, vector: usize, sum: __m512) {
+    let left_over = tile.columns.saturating_sub(vector * LANES);
+    let mask = if left_over >= LANES { u16::MAX } else { (1u16 << left_over) - 1 };
+    // SAFETY: the mask keeps to the tile's columns; output and base row hold them.
+    unsafe {
+        let output = tile.output.add(row * tile.output_stride).wrapping_add(vector * LANES);
+        let base = match tile.base {
+            Base::Zero => _mm512_setzero_ps(),
+            Base::Row(base) => _mm512_maskz_loadu_ps(mask, base.wrapping_add(vector * LANES)),
+            Base::Output => load::<E>(output, mask),
+        };
+        store::<E>(output, mask, _mm512_fmadd_ps(sum, _mm512_set1_ps(tile.scale), base));
     }
 }
 

@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use super::few::{are_few, sum_of_few};
 use super::micro::{Initial, LeftLayout, Part, RightLayout, Tile};
-use super::pack::{Across, Operand, Panel, Rows, Strided, left_len, left_panels, right_len, right_panels};
+use super::pack::{
+    Across, Operand, Panel, Rows, Strided, left_layout, left_len, left_panels, pack_left, right_len, right_panels,
+};
 use super::{Extents, Kernel, Right, Target, TargetBase, check, for_each};
 use crate::dispatch::Path;
 use crate::element::Element;
@@ -274,10 +276,9 @@ impl Chunk<'_> {
             let (left, layout) = match self.lying[i] {
                 Some((rows, stride)) => (&rows[(self.start + first) * stride..], LeftLayout::Rows(stride)),
                 None => {
-                    let step = self.kernel.depth_lanes(input.depth) * self.kernel.left_stride();
                     // SAFETY: the caller's promise.
                     let panels = unsafe { self.pack_side(&input.left, whole, Side::Input(i), from..to, packed) };
-                    (panels, LeftLayout::Panels(step))
+                    (panels, left_layout(self.kernel, input.depth))
                 }
             };
             if input.factors.is_empty() {
@@ -358,16 +359,19 @@ impl Chunk<'_> {
         packed: SharedSlice<'p, u32>,
     ) -> &'p [u32] {
         let depth = depth_of(self.inputs, side);
-        let length = self.kernel.left_stride() * self.kernel.depth_lanes(depth);
+        let start = |panel| {
+            let all = left_len(self.kernel, self.rows, depth);
+            left_panels(self.kernel, self.rows, depth).nth(panel).map_or(all, |panel| panel.offset)
+        };
+        let (skipped, end) = (start(panels.start), start(panels.end));
         // SAFETY: the caller's promise.
-        let lanes = unsafe { packed.slice(self.areas.offset(side) + panels.start * length, panels.len() * length) };
-        let skipped = panels.start * length;
+        let lanes = unsafe { packed.slice(self.areas.offset(side) + skipped, end - skipped) };
         let panels = self.panels(depth, panels.start, panels.end).map(|panel| Panel {
             offset: panel.offset - skipped,
             start: panel.start - origin.skipped,
             ..panel
         });
-        left.pack(self.kernel, origin.first, panels, 0..depth, lanes);
+        pack_left(left, self.kernel, origin.first, panels, depth, lanes);
         lanes
     }
 
@@ -465,9 +469,13 @@ impl Job {
                 let (left, layout) = match chunk.lying_side(piece.side) {
                     Some((rows, stride)) => (&rows[chunk.start * stride + skipped..], LeftLayout::Rows(stride)),
                     None => {
-                        let step = kernel.depth_lanes(depth_of(chunk.inputs, piece.side)) * kernel.left_stride();
-                        let panels = &packed[chunk.areas.offset(piece.side)..][from * step..to * step];
-                        (&panels[skipped * kernel.left_stride()..], LeftLayout::Panels(step))
+                        let layout = left_layout(kernel, depth_of(chunk.inputs, piece.side));
+                        let all = &packed[chunk.areas.offset(piece.side)..];
+                        let left = match layout {
+                            LeftLayout::Panels(step) => &all[from * step + skipped * kernel.left_stride()..],
+                            LeftLayout::Rows(_) => &all[skipped..],
+                        };
+                        (left, layout)
                     }
                 };
                 let (right, right_layout) = match piece.lying(kernel, first, columns, rows) {
@@ -533,8 +541,8 @@ fn blocks<'a>(kernel: Kernel, inputs: &[Input<'_>], terms: &[Term<'a>], columns:
                 room = elements;
             }
             let end = depth.min(start + room);
-            // An odd end takes a whole lane, so that blocks start on lanes.
-            room = room.saturating_sub((end - start).next_multiple_of(2));
+            // An end within a lane, or within a tile register, takes all of it, so that blocks start where these do.
+            room = room.saturating_sub(kernel.depth_elements(end - start));
             if let Some(block) = blocks.last_mut() {
                 let offset = block.lanes;
                 block.lanes += right_len(kernel, columns, end - start);

@@ -30,7 +30,7 @@ const LANES: usize = 16;
 
 /// Most rows for which packing the right side does not pay, measured.
 fn most_rows(path: Path) -> usize {
-    if path == Path::Avx512Bf16 { MOST_ROWS } else { 3 }
+    if path.multiplies_bf16() { MOST_ROWS } else { 3 }
 }
 
 /// Whether [`sum_of_few`] takes these: few rows, and every side stored along its depth.
@@ -80,7 +80,7 @@ impl Format for f32 {
 
     fn dots(path: Path, x: &[Self], stride: usize, w: Rights<'_, Self>, rows: usize, sums: &mut Sums) {
         #[cfg(target_arch = "x86_64")]
-        if path == Path::Avx512Bf16 {
+        if path.multiplies_bf16() {
             by_groups(x, stride, w, rows, sums, Dots512::<false>);
             return;
         }
@@ -99,7 +99,7 @@ impl Format for u16 {
     }
 
     fn dots(path: Path, x: &[Self], stride: usize, w: Rights<'_, Self>, rows: usize, sums: &mut Sums) {
-        debug_assert_eq!(path, Path::Avx512Bf16, "only that path multiplies pairs of bf16");
+        debug_assert!(path.multiplies_bf16(), "{path} does not multiply pairs of bf16");
         #[cfg(target_arch = "x86_64")]
         by_groups(x, stride, w, rows, sums, Dots512::<true>);
         #[cfg(not(target_arch = "x86_64"))]

@@ -8,6 +8,11 @@
 use crate::dispatch::Path;
 use crate::element::Element;
 
+/// Rows of a tile of tile registers.
+pub(super) const TILE_ROWS: usize = 32;
+/// Lanes in depth of a tile register: pairs of bf16.
+pub(super) const TILE_LANES: usize = 16;
+
 /// What a product is added to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Base {
@@ -127,7 +132,7 @@ impl Kernel {
 
     /// bf16 products with f32 sums where the path has them, else f32.
     pub(crate) fn bf16(path: Path) -> Self {
-        Self { path, pairs: path == Path::Avx512Bf16 }
+        Self { path, pairs: path.multiplies_bf16() }
     }
 
     pub(crate) fn path(self) -> Path {
@@ -139,15 +144,32 @@ impl Kernel {
         self.pairs
     }
 
-    /// Lanes that `depth` elements take.
-    pub(crate) fn depth_lanes(self, depth: usize) -> usize {
+    /// Whether it multiplies tile registers: [`super::amx`].
+    pub(crate) fn tiles(self) -> bool {
+        self.pairs && self.path == Path::Amx
+    }
+
+    /// Lanes that `depth` elements fill.
+    pub(crate) fn filled_lanes(self, depth: usize) -> usize {
         if self.pairs { depth.div_ceil(2) } else { depth }
+    }
+
+    /// Lanes that `depth` elements take in a packed side: whole tile registers where it multiplies these, completed with
+    /// zeros.
+    pub(crate) fn depth_lanes(self, depth: usize) -> usize {
+        let filled = self.filled_lanes(depth);
+        if self.tiles() { filled.next_multiple_of(TILE_LANES) } else { filled }
+    }
+
+    /// Elements that fit into the lanes that `depth` of them take.
+    pub(crate) fn depth_elements(self, depth: usize) -> usize {
+        self.depth_lanes(depth) * if self.pairs { 2 } else { 1 }
     }
 
     /// Lanes of one vector.
     pub(crate) fn lanes(self) -> usize {
         match self.path {
-            Path::Avx512Bf16 => 16,
+            Path::Amx | Path::Avx512Bf16 => 16,
             _ => 8,
         }
     }
@@ -160,7 +182,8 @@ impl Kernel {
     /// Most rows of a tile: as many as the registers hold accumulators for.
     pub(crate) fn rows(self) -> usize {
         match self.path {
-            Path::Avx512Bf16 => 14,
+            Path::Amx if self.pairs => TILE_ROWS,
+            Path::Amx | Path::Avx512Bf16 => 14,
             Path::Avx2 | Path::Neon => 6,
             _ => 4,
         }
@@ -173,7 +196,7 @@ impl Kernel {
 
     /// Whether a left side may lie in rows of lanes, instead of panels.
     pub(crate) fn reads_rows(self) -> bool {
-        matches!(self.path, Path::Avx512Bf16 | Path::Avx2)
+        matches!(self.path, Path::Amx | Path::Avx512Bf16 | Path::Avx2)
     }
 
     /// Computes one tile.
@@ -186,8 +209,11 @@ impl Kernel {
         debug_assert!((1..=2).contains(&tile.vectors) && tile.columns <= tile.vectors * self.lanes());
         match self.path {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Path::current` hands out supported paths only; the rest is the caller's promise.
-            Path::Avx512Bf16 => unsafe { super::avx512::run(tile, self.pairs) },
+            // SAFETY: `Path::current` hands out supported paths only; sides were packed for tiles; the rest is the caller's promise.
+            Path::Amx if self.pairs => unsafe { super::amx::run(tile) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Path::Amx | Path::Avx512Bf16 => unsafe { super::avx512::run(tile, self.pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Path::Avx2 => unsafe { super::avx2::run(tile) },

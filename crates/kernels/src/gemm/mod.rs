@@ -9,6 +9,8 @@
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -28,8 +30,8 @@ pub(crate) use pack::{Across, Operand, Plain, Rows, Strided, read_row_by_row, ro
 use crate::element::Element;
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
-use micro::{LeftLayout, Part, RightLayout, Tile};
-use pack::{Panel, left_len, left_panels, right_len, right_panels};
+use micro::{Part, RightLayout, Tile};
+use pack::{Panel, left_layout, left_len, left_panels, pack_left, right_len, right_panels};
 
 /// Extents of a product: `[rows, depth] · [depth, columns]`.
 #[derive(Clone, Copy, Debug)]
@@ -146,7 +148,7 @@ impl Left {
     /// Packs `[rows, depth]`; lane and depth indices of the operand start at 0.
     pub(crate) fn pack(kernel: Kernel, operand: &Operand<'_>, rows: usize, depth: usize) -> Self {
         let mut lanes = Scratch::<u32>::take(left_len(kernel, rows, depth));
-        operand.pack(kernel, 0, left_panels(kernel, rows, depth), 0..depth, &mut lanes);
+        pack_left(operand, kernel, 0, left_panels(kernel, rows, depth), depth, &mut lanes);
         Self { lanes, rows, depth }
     }
 }
@@ -189,7 +191,7 @@ pub(crate) unsafe fn multiply<E: Element>(
     let part = Part {
         depth: lanes,
         left: left.lanes.as_ptr(),
-        layout: LeftLayout::Panels(lanes * kernel.left_stride()),
+        layout: left_layout(kernel, depth),
         right: right.lanes.as_ptr(),
         right_layout: RightLayout::Panels(kernel.depth_lanes(right.depth) * kernel.columns()),
     };

@@ -7,7 +7,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::dispatch::{Path, multiversion};
 use crate::element::{Element, round};
-use crate::gemm::micro::Kernel;
+use crate::gemm::micro::{Kernel, LeftLayout};
 use crate::gemm::transpose::{GROUP, transpose};
 use crate::scratch::Scratch;
 
@@ -90,13 +90,30 @@ pub(crate) struct Panel {
     pub(crate) offset: usize,
 }
 
-/// The left panels of `rows` output rows: as few as the kernel's height allows, of even height.
+/// How a packed left side of this depth lies: for tile registers in rows.
+pub(crate) fn left_layout(kernel: Kernel, depth: usize) -> LeftLayout {
+    let lanes = kernel.depth_lanes(depth);
+    if kernel.tiles() {
+        let aliased = (lanes * size_of::<u32>()).is_multiple_of(ALIASING_BYTES);
+        LeftLayout::Rows(if aliased { lanes + LINE_LANES } else { lanes })
+    } else {
+        LeftLayout::Panels(lanes * kernel.left_stride())
+    }
+}
+
+/// The left panels of `rows` output rows: as few as the kernel's height allows, of even height; of tile registers all but the
+/// last are full.
 pub(crate) fn left_panels(kernel: Kernel, rows: usize, depth: usize) -> impl ExactSizeIterator<Item = Panel> + Clone {
-    let count = rows.div_ceil(kernel.rows());
-    let (stride, length) = (kernel.left_stride(), kernel.depth_lanes(depth) * kernel.left_stride());
-    (0..count).map(move |i| {
-        let (start, end) = (i * rows / count, (i + 1) * rows / count);
-        Panel { start, count: end - start, stride, offset: i * length }
+    let (count, layout) = (rows.div_ceil(kernel.rows()), left_layout(kernel, depth));
+    (0..count).map(move |i| match layout {
+        LeftLayout::Panels(length) => {
+            let (start, end) = (i * rows / count, (i + 1) * rows / count);
+            Panel { start, count: end - start, stride: kernel.left_stride(), offset: i * length }
+        }
+        LeftLayout::Rows(stride) => {
+            let start = i * kernel.rows();
+            Panel { start, count: kernel.rows().min(rows - start), stride, offset: start * stride }
+        }
     })
 }
 
@@ -114,7 +131,35 @@ pub(crate) fn right_panels(kernel: Kernel, columns: usize, depth: usize) -> impl
 
 /// Lanes that the left panels of `rows` rows take.
 pub(crate) fn left_len(kernel: Kernel, rows: usize, depth: usize) -> usize {
-    rows.div_ceil(kernel.rows()) * kernel.left_stride() * kernel.depth_lanes(depth)
+    match left_layout(kernel, depth) {
+        LeftLayout::Panels(length) => rows.div_ceil(kernel.rows()) * length,
+        LeftLayout::Rows(stride) => rows * stride,
+    }
+}
+
+/// Packs panels of a left side, which start at lane `first` of the source, over its whole depth. Their `start` counts from
+/// `first`, and their `offset` is into `to`.
+pub(crate) fn pack_left(
+    left: &Operand<'_>,
+    kernel: Kernel,
+    first: usize,
+    panels: impl Iterator<Item = Panel>,
+    depth: usize,
+    to: &mut [u32],
+) {
+    if !kernel.tiles() {
+        return left.pack(kernel, first, panels, 0..depth, to);
+    }
+    debug_assert_eq!(left.across, Across::Rows, "left sides of bf16 are never transposed");
+    let filled = kernel.filled_lanes(depth);
+    for panel in panels {
+        let rows = to[panel.offset..][..panel.count * panel.stride].chunks_exact_mut(panel.stride);
+        for (i, row) in rows.enumerate() {
+            let (values, rest) = row.split_at_mut(filled);
+            left.read_lanes(kernel, first + panel.start + i, 0..depth, values);
+            rest.fill(0);
+        }
+    }
 }
 
 /// Lanes that the right panels of `columns` columns take.
@@ -133,9 +178,14 @@ impl Operand<'_> {
         depth: Range<usize>,
         to: &mut [u32],
     ) {
+        let panels: Vec<Panel> = panels.collect();
         match self.across {
-            Across::Rows => panels.for_each(|panel| self.pack_rows(kernel, first, panel, depth.clone(), to)),
-            Across::Columns => self.pack_columns(kernel, first, &panels.collect::<Vec<_>>(), depth, to),
+            Across::Rows => panels.iter().for_each(|panel| self.pack_rows(kernel, first, *panel, depth.clone(), to)),
+            Across::Columns => self.pack_columns(kernel, first, &panels, depth.clone(), to),
+        }
+        let (filled, whole) = (kernel.filled_lanes(depth.len()), kernel.depth_lanes(depth.len()));
+        for panel in &panels {
+            to[panel.offset..][filled * panel.stride..whole * panel.stride].fill(0);
         }
     }
 
@@ -148,8 +198,9 @@ impl Operand<'_> {
         let (lanes, stride) = self.source.plain()?.lanes(kernel, depth)?;
         // Rows so far apart would push each other out of the first-level cache.
         let aliased = (stride * size_of::<u32>()).is_multiple_of(ALIASING_BYTES);
-        let len = (rows - 1) * stride + kernel.depth_lanes(depth);
-        (!aliased).then(|| (&lanes[..len], stride))
+        let whole = kernel.depth_lanes(depth) == kernel.filled_lanes(depth);
+        let len = (rows - 1) * stride + kernel.filled_lanes(depth);
+        (whole && !aliased).then(|| (&lanes[..len], stride))
     }
 
     /// The columns from `first` on of the rows `depth` as lanes of the kernel, and the lanes from row to row, where tiles
@@ -176,8 +227,8 @@ impl Operand<'_> {
         let plain = self.source.plain();
         for from in depth.clone().step_by(STRETCH) {
             let stretch = from..depth.end.min(from + STRETCH);
-            let lanes = kernel.depth_lanes(stretch.len());
-            let to = &mut to[panel.offset + kernel.depth_lanes(from - depth.start) * panel.stride..];
+            let lanes = kernel.filled_lanes(stretch.len());
+            let to = &mut to[panel.offset + kernel.filled_lanes(from - depth.start) * panel.stride..];
             for group in (0..panel.count).step_by(GROUP) {
                 let row = first + panel.start + group;
                 let to = &mut to[group..];
@@ -385,8 +436,8 @@ impl<'a> Plain<'a> {
     /// the kernel's lanes do. Where a panel ends within the group, the rows below it come along if they exist.
     fn lanes_of_group(self, kernel: Kernel, row: usize, stretch: Range<usize>) -> Option<(&'a [u32], usize)> {
         let (all, stride) = self.lanes(kernel, stretch.len())?;
-        let start = row * stride + kernel.depth_lanes(stretch.start);
-        let len = (GROUP - 1) * stride + kernel.depth_lanes(stretch.len());
+        let start = row * stride + kernel.filled_lanes(stretch.start);
+        let len = (GROUP - 1) * stride + kernel.filled_lanes(stretch.len());
         Some((all.get(start..start + len)?, stride))
     }
 }

@@ -14,7 +14,7 @@ pub(super) fn transpose(path: Path, rows: &[u32], row_stride: usize, lanes: usiz
     assert!(to.len() >= (lanes - 1) * stride + GROUP, "groups to write out of bounds");
     let whole = match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512Bf16 | Path::Avx2 => {
+        Path::Amx | Path::Avx512Bf16 | Path::Avx2 => {
             let whole = lanes / GROUP * GROUP;
             // SAFETY: the path is a supported one with AVX2; the assertions above bound both sides.
             unsafe { avx2::transpose(rows.as_ptr(), row_stride, whole, to.as_mut_ptr(), stride) };

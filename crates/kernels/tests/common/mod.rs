@@ -106,12 +106,12 @@ pub struct Weight {
 impl Weight {
     /// The values that a path multiplies.
     pub fn on(&self, path: Path) -> Vec<f32> {
-        if self.rounded && path == Path::Avx512Bf16 { rounded(&self.values) } else { self.values.clone() }
+        if self.rounded && path.multiplies_bf16() { rounded(&self.values) } else { self.values.clone() }
     }
 
     /// The inputs that a path multiplies.
     pub fn inputs_on(&self, path: Path, x: &[f32]) -> Vec<f32> {
-        if self.rounded && path == Path::Avx512Bf16 { rounded(x) } else { x.to_vec() }
+        if self.rounded && path.multiplies_bf16() { rounded(x) } else { x.to_vec() }
     }
 }
 
