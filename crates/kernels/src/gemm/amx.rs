@@ -26,19 +26,47 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// Registers 0 to 3 hold the sums, upper rows first; 4 and 5 the left rows, 6 and 7 the right columns.
-static CONFIGS: [Config; TILE_ROWS + 1] = {
-    const NONE: Config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    let mut configs = [NONE; TILE_ROWS + 1];
+const fn config(of_registers: [(usize, usize); 8]) -> Config {
+    let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    let mut register = 0;
+    while register < of_registers.len() {
+        let (rows, lanes) = of_registers[register];
+        // Without rows or without lanes a register must have neither.
+        if rows * lanes > 0 {
+            config.rows[register] = rows as u8;
+            config.row_bytes[register] = (size_of::<u32>() * lanes) as u16;
+        }
+        register += 1;
+    }
+    config
+}
+
+/// By rows of a tile: registers 0 to 3 hold the sums, upper rows first; 4 and 5 the left rows, 6 and 7 the right columns.
+static BY_ROWS: [Config; TILE_ROWS + 1] = {
+    let mut configs = [const { config([(0, 0); 8]) }; TILE_ROWS + 1];
     let mut rows = 0;
     while rows <= TILE_ROWS {
-        let upper = if rows < ROWS { rows } else { ROWS };
-        let of_register = [upper, upper, rows - upper, rows - upper, upper, rows - upper, ROWS, ROWS];
-        let mut register = 0;
-        while register < of_register.len() {
-            configs[rows].rows[register] = of_register[register] as u8;
-            configs[rows].row_bytes[register] = if of_register[register] > 0 { ROW_BYTES as u16 } else { 0 };
-            register += 1;
+        let upper = (if rows < ROWS { rows } else { ROWS }, LANES);
+        let lower = (rows - upper.0, LANES);
+        let right = (TILE_LANES, LANES);
+        configs[rows] = config([upper, upper, lower, lower, upper, lower, right, right]);
+        rows += 1;
+    }
+    configs
+};
+
+/// By rows of a product of any depth, and by the lanes of it beyond whole registers: 0 and 1 hold the sums, 4 the left rows, 6 and
+/// 7 the right columns; 5, 2 and 3 the same of the rest.
+static BY_REST: [[Config; TILE_LANES]; ROWS + 1] = {
+    let mut configs = [const { [const { config([(0, 0); 8]) }; TILE_LANES] }; ROWS + 1];
+    let mut rows = 0;
+    while rows <= ROWS {
+        let mut rest = 0;
+        while rest < TILE_LANES {
+            let (sums, left, right) = ((rows, LANES), (rows, TILE_LANES), (TILE_LANES, LANES));
+            let (left_rest, right_rest) = ((rows, rest), (rest, LANES));
+            configs[rows][rest] = config([sums, sums, right_rest, right_rest, left, left_rest, right, right]);
+            rest += 1;
         }
         rows += 1;
     }
@@ -65,7 +93,7 @@ pub(super) unsafe fn run<E: Element>(tile: &Tile<'_, E>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn multiply<const LOWER: bool, const WIDE: bool, E: Element>(tile: &Tile<'_, E>) {
     // SAFETY: reads a configuration; nobody else uses the registers of this thread, and none is read before it is set.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIGS[tile.rows], options(nostack, readonly, preserves_flags)) };
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &BY_ROWS[tile.rows], options(nostack, readonly, preserves_flags)) };
     match tile.initial {
         // SAFETY: the registers are configured; `initial` holds the tile's rows of `vectors · 16` sums.
         Some(Initial { sums, stride }) => unsafe { load_sums::<LOWER, WIDE>(sums, stride) },
@@ -227,5 +255,87 @@ unsafe fn accumulate<const LOWER: bool, const WIDE: bool>(
                 "tdpbf16ps tmm0, tmm4, tmm6"
             ),
         }
+    }
+}
+
+/// `to[i, j] = Σ_p left[p / 16, i, p % 16] · right[p, j]`, or added to it, of at most 16 rows, of one vector of columns or two
+/// (`wide`), and of `depth` lanes: pairs of bf16. The left side is in pieces of 16 lanes of depth, so many lanes apart; the rows
+/// of the other two are two vectors.
+///
+/// # Safety
+/// The processor has AMX and the system lets the process use it; the pointers are valid for these extents, of which neither
+/// rows nor depth are 0.
+#[inline]
+pub(crate) unsafe fn tile_product(
+    (left, pieces_apart): (*const u32, usize),
+    right: *const f32,
+    (rows, wide, depth): (usize, bool, usize),
+    added: bool,
+    to: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if wide {
+            product_of::<true>((left, pieces_apart), right, (rows, depth), added, to);
+        } else {
+            product_of::<false>((left, pieces_apart), right, (rows, depth), added, to);
+        }
+    }
+}
+
+/// # Safety
+/// As [`tile_product`].
+unsafe fn product_of<const WIDE: bool>(
+    (left, pieces_apart): (*const u32, usize),
+    right: *const f32,
+    (rows, depth): (usize, usize),
+    added: bool,
+    to: *mut f32,
+) {
+    let (pieces, rest) = (depth / TILE_LANES, depth % TILE_LANES);
+    let wide_bytes = 2 * ROW_BYTES;
+    // SAFETY: the caller's promise; the compiler does not use tile registers.
+    unsafe {
+        asm!("ldtilecfg [{}]", in(reg) &BY_REST[rows][rest], options(nostack, readonly, preserves_flags));
+        if added {
+            load_sums::<false, WIDE>(to, 2 * LANES);
+        } else {
+            zero_sums::<false, WIDE>();
+        }
+        for piece in 0..pieces {
+            let (left, right) = (left.add(piece * pieces_apart), right.add(piece * TILE_LANES * 2 * LANES));
+            asm!(
+                "tileloadd tmm4, [{left} + {left_stride}]",
+                "tileloadd tmm6, [{right} + {right_stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                left = in(reg) left, left_stride = in(reg) ROW_BYTES, right = in(reg) right, right_stride = in(reg) wide_bytes,
+                options(nostack, readonly, preserves_flags)
+            );
+            if WIDE {
+                asm!(
+                    "tileloadd tmm7, [{right} + {right_stride} + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    right = in(reg) right, right_stride = in(reg) wide_bytes, options(nostack, readonly, preserves_flags)
+                );
+            }
+        }
+        if rest > 0 {
+            let (left, right) = (left.add(pieces * pieces_apart), right.add(pieces * TILE_LANES * 2 * LANES));
+            asm!(
+                "tileloadd tmm5, [{left} + {left_stride}]",
+                "tileloadd tmm2, [{right} + {right_stride}]",
+                "tdpbf16ps tmm0, tmm5, tmm2",
+                left = in(reg) left, left_stride = in(reg) ROW_BYTES, right = in(reg) right, right_stride = in(reg) wide_bytes,
+                options(nostack, readonly, preserves_flags)
+            );
+            if WIDE {
+                asm!(
+                    "tileloadd tmm3, [{right} + {right_stride} + 64]",
+                    "tdpbf16ps tmm1, tmm5, tmm3",
+                    right = in(reg) right, right_stride = in(reg) wide_bytes, options(nostack, readonly, preserves_flags)
+                );
+            }
+        }
+        store_sums::<false, WIDE>(to);
     }
 }

@@ -23,6 +23,8 @@ mod pack;
 mod portable;
 mod transpose;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::tile_product;
 pub(crate) use driver::{Factor, Input, Output, Side, Term, sum_of_products};
 pub(crate) use micro::{Base, Kernel};
 pub(crate) use pack::{Across, Operand, Plain, Rows, Strided, read_row_by_row, round_to_bf16, widen};

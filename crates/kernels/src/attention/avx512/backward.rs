@@ -9,10 +9,11 @@ use std::ops::Range;
 use super::head::{Head, Step};
 use super::layout::{elements, lanes, pieces, stack, turn};
 use super::softmax::{Queries, Slopes, slopes};
-use super::tile::{Former, ROWS, Size, product, product_turned};
+use super::tile::{Former, ROWS, Size, most_rows, product, product_turned};
 use super::{LANES, WIDE, Wide, columns_below, cuts, lines, lines_mut, wides, wides_mut};
 use crate::attention::backward::{Gradients, Inputs};
 use crate::attention::{AttentionShape, Job, TILE};
+use crate::dispatch::Path;
 use crate::element::Element;
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
@@ -96,7 +97,8 @@ pub(in crate::attention) unsafe fn backward<E: Element>(
         for (i, head) in Job::heads(shape, kv_head).enumerate() {
             let queries = Head { width: shape.query_width(), tokens: job.queries.clone(), column: head * dim, dim };
             lay_out(inputs, head, &queries, &mut buffers);
-            let steps = m.div_ceil(WIDE) * cuts(0..n, TILE, 2).map(|tile| cuts(tile, ROWS, 2).count()).sum::<usize>();
+            let blocks = |tile| cuts(tile, most_rows::<E>(inputs.path), 2).count();
+            let steps = m.div_ceil(WIDE) * cuts(0..n, TILE, 2).map(blocks).sum::<usize>();
             let mut step = Step { step: 0, steps };
             let mut fetch = || {
                 for data in [inputs.q, inputs.out, inputs.dout] {
@@ -116,8 +118,15 @@ pub(in crate::attention) unsafe fn backward<E: Element>(
                 let seeing = seeing(inputs.shape, tile.clone(), m, n);
                 probabilities(inputs, job, tile.clone(), seeing.clone(), &mut fetch, &mut buffers);
                 let former = if i == 0 { Former::Overwritten } else { Former::Added };
-                add_to_keys_and_values::<E>((m, n, dim), tile.clone(), seeing.clone(), former, &mut buffers);
-                add_to_queries::<E>((m, n, dim), tile, seeing.clone(), written, &mut buffers);
+                add_to_keys_and_values::<E>(
+                    inputs.path,
+                    (m, n, dim),
+                    tile.clone(),
+                    seeing.clone(),
+                    former,
+                    &mut buffers,
+                );
+                add_to_queries::<E>(inputs.path, (m, n, dim), tile, seeing.clone(), written, &mut buffers);
                 written = written.max(seeing.end);
             }
             // SAFETY: the caller's promise.
@@ -185,12 +194,12 @@ fn probabilities<E: Element>(
             panel,
             row: 0,
         };
-        for block in cuts(tile.clone(), ROWS, 2) {
+        for block in cuts(tile.clone(), most_rows::<E>(inputs.path), 2) {
             fetch();
             let size = Size { rows: block.len(), columns: count, depth };
             let [keys, values] = [&buffers.keys, &buffers.values].map(|rows| &lines(rows)[block.start..]);
-            product::<E>(keys, padded, queries, size, Former::Overwritten, &mut scores);
-            product::<E>(values, padded, dout, size, Former::Overwritten, &mut dp);
+            product::<E>(inputs.path, keys, padded, queries, size, Former::Overwritten, &mut scores);
+            product::<E>(inputs.path, values, padded, dout, size, Former::Overwritten, &mut dp);
             let seen = |row| {
                 let seeing = shape.mask.seeing(block.start + row, m, n);
                 let below = |query: usize| columns_below(query.saturating_sub(panel * WIDE));
@@ -206,6 +215,7 @@ fn probabilities<E: Element>(
 /// `dk = dsᵀ·q`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn add_to_keys_and_values<E: Element>(
+    path: Path,
     (m, n, dim): (usize, usize, usize),
     tile: Range<usize>,
     seeing: Range<usize>,
@@ -224,16 +234,16 @@ fn add_to_keys_and_values<E: Element>(
         }
         return;
     }
-    for block in cuts(tile.clone(), ROWS, 2) {
+    for block in cuts(tile.clone(), most_rows::<E>(path), 2) {
         let row = skipped / LANES * STRIDE + block.start - tile.start;
         for panel in 0..dim.div_ceil(WIDE) {
             let size = Size { rows: block.len(), columns: WIDE.min(dim - panel * WIDE), depth };
             let from = panel * lanes::<E>(m) + skipped;
             let to = panel * n + block.start;
             let (p, dout) = (&lines(&buffers.p)[row..], &wides(&buffers.dout_stacked)[from..]);
-            product::<E>(p, STRIDE, dout, size, former, &mut wides_mut(&mut buffers.dv)[to..]);
+            product::<E>(path, p, STRIDE, dout, size, former, &mut wides_mut(&mut buffers.dv)[to..]);
             let (ds, q) = (&lines(&buffers.ds)[row..], &wides(&buffers.queries_stacked)[from..]);
-            product::<E>(ds, STRIDE, q, size, former, &mut wides_mut(&mut buffers.dk)[to..]);
+            product::<E>(path, ds, STRIDE, q, size, former, &mut wides_mut(&mut buffers.dk)[to..]);
         }
     }
 }
@@ -241,6 +251,7 @@ fn add_to_keys_and_values<E: Element>(
 /// Adds a tile of keys to the gradient of the panels of queries `seeing`, of which some are `written`: `dq = ds·k`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn add_to_queries<E: Element>(
+    path: Path,
     (m, n, dim): (usize, usize, usize),
     tile: Range<usize>,
     seeing: Range<usize>,
@@ -250,13 +261,13 @@ fn add_to_queries<E: Element>(
     for panel in seeing {
         let former = if panel < written { Former::Added } else { Former::Overwritten };
         let ds = &wides(&buffers.ds_stacked)[panel * lanes::<E>(TILE)..];
-        for rows in cuts(0..WIDE.min(m - panel * WIDE), ROWS, 1) {
+        for rows in cuts(0..WIDE.min(m - panel * WIDE), most_rows::<E>(path), 1) {
             for columns in 0..dim.div_ceil(WIDE) {
                 let size =
                     Size { rows: rows.len(), columns: WIDE.min(dim - columns * WIDE), depth: lanes::<E>(tile.len()) };
                 let keys = &wides(&buffers.keys_stacked)[columns * lanes::<E>(n) + tile.start / elements::<E>()..];
                 let to = columns * m + panel * WIDE + rows.start;
-                product_turned::<E>(ds, rows.start, keys, size, former, &mut wides_mut(&mut buffers.dq)[to..]);
+                product_turned::<E>(path, ds, rows.start, keys, size, former, &mut wides_mut(&mut buffers.dq)[to..]);
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::head::{Head, Step};
 use super::layout::{elements, lanes, pieces, stack, turn};
 use super::softmax::{Denominators, numerators};
-use super::tile::{Former, ROWS, Size, product};
+use super::tile::{Former, ROWS, Size, most_rows, product};
 use super::{LANES, WIDE, cuts, lines, lines_mut, wides, wides_mut};
 use std::ops::Range;
 
@@ -59,8 +59,9 @@ pub(in crate::attention) unsafe fn forward<E: Element>(
         for head in Job::heads(shape, kv_head) {
             let queries = Head { width: shape.query_width(), tokens: job.queries.clone(), column: head * dim, dim };
             queries.read(inputs.q, m, &mut buffers.rows);
-            let steps = cuts(0..m, ROWS, 1).count();
-            for (step, tile) in cuts(0..m, ROWS, 1).enumerate() {
+            let tiles = || cuts(0..m, most_rows::<E>(inputs.path), 1);
+            let steps = tiles().count();
+            for (step, tile) in tiles().enumerate() {
                 queries.fetch_to_write(tile.clone(), out);
                 queries.fetch_next(tile.clone(), inputs.q);
                 let step = Step { step, steps };
@@ -74,7 +75,7 @@ pub(in crate::attention) unsafe fn forward<E: Element>(
                     let size = Size { rows: tile.len(), columns, depth: lanes::<E>(visible.len()) };
                     let values = &values[visible.start / elements::<E>()..];
                     let sums = wides_mut(&mut buffers.sums);
-                    product::<E>(left, ROWS, values, size, Former::Overwritten, sums);
+                    product::<E>(inputs.path, left, ROWS, values, size, Former::Overwritten, sums);
                     // SAFETY: the caller's promise.
                     unsafe { queries.write(tile.clone(), panel, sums, |row| denominators.inverses[row], out) };
                 }
@@ -111,7 +112,7 @@ fn softmax<E: Element>(
     let panels = keys.zip(wides_mut(&mut buffers.scores).chunks_exact_mut(ROWS));
     for (panel, (keys, scores)) in panels.take(visible.len().div_ceil(WIDE)).enumerate() {
         let size = Size { rows: tile.len(), columns: WIDE.min(visible.len() - panel * WIDE), depth };
-        product::<E>(queries, m, keys, size, Former::Overwritten, scores);
+        product::<E>(inputs.path, queries, m, keys, size, Former::Overwritten, scores);
     }
     let seen = |row| {
         let seen = shape.mask.seen(tile.start + row, m, n);

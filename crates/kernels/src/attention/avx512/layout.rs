@@ -47,7 +47,7 @@ pub(super) fn turn(from: &[Line<u32>], rows: usize, padded: usize, depth: usize,
 /// Transposes 16 by 16 lanes: pairs, then fours, then quarters of vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn transpose(from: &[Line<u32>]) -> [__m512; LANES] {
+pub(super) fn transpose(from: &[Line<u32>]) -> [__m512; LANES] {
     let mut r = [_mm512_setzero_ps(); LANES];
     for (row, from) in r.iter_mut().zip(from) {
         *row = _mm512_castsi512_ps(load_lanes(from));

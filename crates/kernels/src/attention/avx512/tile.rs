@@ -1,21 +1,34 @@
-//! Register tiles: at most 14 rows by two vectors, of left sides as they lie or turned.
+//! Register tiles: at most 14 rows by two vectors, of left sides as they lie or turned; in tile registers at most 16.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps,
+    __m512, __m512bh, _mm512_add_ps, _mm512_castps_si512, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 use std::mem::transmute;
 
-use super::{LANES, Line, Wide};
+use super::layout::transpose;
+use super::{LANES, Line, Wide, store_lanes};
+use crate::attention::TILE;
+use crate::dispatch::Path;
 use crate::element::Element;
+use crate::gemm::tile_product;
 
-/// Most rows of a tile: 28 accumulators, two right vectors and a broadcast fill the registers.
-pub(super) const ROWS: usize = 14;
+/// Most rows of a tile, whatever multiplies it.
+pub(super) const ROWS: usize = 16;
+
+/// Most rows of a tile: 28 accumulators, two right vectors and a broadcast fill the registers; tile registers hold 16.
+pub(super) fn most_rows<E: Element>(path: Path) -> usize {
+    if in_tile_registers::<E>(path) { ROWS } else { 14 }
+}
+
+fn in_tile_registers<E: Element>(path: Path) -> bool {
+    E::IS_BF16 && path == Path::Amx
+}
 
 /// Extents of a tile.
 #[derive(Clone, Copy)]
 pub(super) struct Size {
-    /// At most [`ROWS`].
+    /// At most [`most_rows`].
     pub(super) rows: usize,
     /// Columns that are needed: 1 to 32.
     pub(super) columns: usize,
@@ -34,6 +47,7 @@ pub(super) enum Former {
 /// after the other.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) fn product<E: Element>(
+    path: Path,
     left: &[Line<u32>],
     stride: usize,
     right: &[Wide<u32>],
@@ -44,13 +58,21 @@ pub(super) fn product<E: Element>(
     let pieces = size.depth.div_ceil(LANES);
     assert!(left.len() >= (pieces - 1) * stride + size.rows, "a left side of {} rows", left.len());
     check(right, size, to);
-    // SAFETY: checked.
-    unsafe { run::<false, E>(left.as_ptr().cast(), stride * LANES, right, size, former, to) }
+    let left = left.as_ptr().cast();
+    // SAFETY: checked; a path is a supported one.
+    unsafe {
+        if in_tile_registers::<E>(path) {
+            run_in_tile_registers(left, stride * LANES, right, size, former, to);
+        } else {
+            run::<false, E>(left, stride * LANES, right, size, former, to);
+        }
+    }
 }
 
 /// The same of a left side whose depth runs down its rows: `to[i, j] = Σ_p left[p, first + i] · right[p, j]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) fn product_turned<E: Element>(
+    path: Path,
     left: &[Wide<u32>],
     first: usize,
     right: &[Wide<u32>],
@@ -60,8 +82,50 @@ pub(super) fn product_turned<E: Element>(
 ) {
     assert!(left.len() >= size.depth && first + size.rows <= 2 * LANES, "a left side of {} lanes", left.len());
     check(right, size, to);
+    if in_tile_registers::<E>(path) {
+        let mut rows = [[[0; LANES]; ROWS]; MOST_PIECES];
+        turn_back(left, first, size.depth, &mut rows);
+        // SAFETY: checked; there are as many rows in every piece; a path is a supported one.
+        unsafe { run_in_tile_registers(rows.as_ptr().cast(), ROWS * LANES, right, size, former, to) };
+        return;
+    }
     // SAFETY: checked.
     unsafe { run::<true, E>(left.as_ptr().cast::<u32>().add(first), 0, right, size, former, to) }
+}
+
+/// Pieces of the deepest left side that is turned: a tile of keys, in pairs.
+const MOST_PIECES: usize = TILE / 2 / LANES;
+
+/// The columns from `first` on, at most 16 of them that count, of `depth` lanes as rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn turn_back(left: &[Wide<u32>], first: usize, depth: usize, to: &mut [[Line<u32>; ROWS]; MOST_PIECES]) {
+    let left = &left.as_flattened().as_flattened()[..depth * 2 * LANES];
+    for (piece, to) in to.iter_mut().take(depth.div_ceil(LANES)).enumerate() {
+        let mut lanes = [[0; LANES]; LANES];
+        for (lanes, from) in lanes.iter_mut().zip(left[piece * LANES * 2 * LANES..].chunks_exact(2 * LANES)) {
+            let from = &from[first..];
+            let count = LANES.min(from.len());
+            lanes[..count].copy_from_slice(&from[..count]);
+        }
+        for (to, column) in to.iter_mut().zip(transpose(&lanes)) {
+            store_lanes(_mm512_castps_si512(column), to);
+        }
+    }
+}
+
+/// # Safety
+/// As [`run`], on a processor with AMX that the system lets the process use.
+unsafe fn run_in_tile_registers(
+    left: *const u32,
+    stride: usize,
+    right: &[Wide<u32>],
+    size: Size,
+    former: Former,
+    to: &mut [Wide<f32>],
+) {
+    let (right, to, wide) = (right.as_ptr().cast(), to.as_mut_ptr().cast(), size.columns > LANES);
+    // SAFETY: the caller's promise.
+    unsafe { tile_product((left, stride), right, (size.rows, wide, size.depth), former == Former::Added, to) };
 }
 
 fn check(right: &[Wide<u32>], size: Size, to: &[Wide<f32>]) {
