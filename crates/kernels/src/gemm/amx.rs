@@ -4,17 +4,71 @@
 //! which is what the instruction takes. Depths are whole tiles, completed with zeros where they were packed.
 
 use std::arch::asm;
-use std::arch::x86_64::_mm512_load_ps;
-use std::mem::MaybeUninit;
+use std::arch::x86_64::{
+    __m512bh, __m512i, _mm512_add_ps, _mm512_cvtne2ps_pbh, _mm512_load_ps, _mm512_loadu_ps, _mm512_setzero_ps,
+    _mm512_storeu_si512,
+};
+use std::cell::Cell;
+use std::mem::{MaybeUninit, transmute};
+use std::ptr;
 
 use super::avx512::{LANES, finish};
-use super::micro::{Initial, LeftLayout, RightLayout, TILE_LANES, TILE_ROWS, Tile};
+use super::micro::{Base, Initial, LeftLayout, RightLayout, TILE_LANES, TILE_ROWS, Tile};
 use crate::element::Element;
 
 /// Rows of a tile register.
 const ROWS: usize = 16;
 /// Bytes of a row of a tile register.
 const ROW_BYTES: usize = 64;
+
+/// The tile registers of this thread, for as long as it multiplies: shaping them anew takes as long as several products, and
+/// leaving them filled burdens the system.
+pub(crate) struct Registers(Cell<Option<&'static Config>>);
+
+impl Registers {
+    pub(crate) fn new() -> Self {
+        Self(Cell::new(None))
+    }
+
+    /// Shapes the registers so, which empties them, if they are not yet.
+    ///
+    /// # Safety
+    /// The processor has AMX and the system lets the process use it.
+    #[inline]
+    unsafe fn shape(&self, config: &'static Config) {
+        if !self.0.get().is_some_and(|current| ptr::eq(current, config)) {
+            // SAFETY: the caller's promise; a configuration is what the instruction reads.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly, preserves_flags)) };
+            self.0.set(Some(config));
+        }
+    }
+}
+
+impl Registers {
+    /// Shapes the registers for so many rows, and for so many lanes in depth beyond whole registers; without any, whatever they
+    /// are shaped for will do.
+    ///
+    /// # Safety
+    /// As [`Registers::shape`].
+    #[inline]
+    unsafe fn shape_for_rest(&self, rows: usize, rest: usize) {
+        let of_rows = &BY_REST[rows];
+        let shaped = self.0.get().is_some_and(|current| of_rows.as_ptr_range().contains(&ptr::from_ref(current)));
+        if rest > 0 || !shaped {
+            // SAFETY: the caller's promise.
+            unsafe { self.shape(&of_rows[rest]) };
+        }
+    }
+}
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        if self.0.get().is_some() {
+            // SAFETY: they were shaped, so they are there.
+            unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        }
+    }
+}
 
 /// What `ldtilecfg` reads: the shape of every tile register.
 #[repr(C, align(64))]
@@ -77,23 +131,23 @@ static BY_REST: [[Config; TILE_LANES]; ROWS + 1] = {
 /// As `Kernel::run`, on a processor with AMX that the system lets the process use; left sides lie in rows, right ones in panels,
 /// and depths are whole tile registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn run<E: Element>(tile: &Tile<'_, E>) {
+pub(super) unsafe fn run<E: Element>(registers: &Registers, tile: &Tile<'_, E>) {
     // SAFETY: the caller's promise.
     unsafe {
         match (tile.rows > ROWS, tile.vectors) {
-            (true, 2) => multiply::<true, true, E>(tile),
-            (true, _) => multiply::<true, false, E>(tile),
-            (false, 2) => multiply::<false, true, E>(tile),
-            (false, _) => multiply::<false, false, E>(tile),
+            (true, 2) => multiply::<true, true, E>(registers, tile),
+            (true, _) => multiply::<true, false, E>(registers, tile),
+            (false, 2) => multiply::<false, true, E>(registers, tile),
+            (false, _) => multiply::<false, false, E>(registers, tile),
         }
     }
 }
 
 /// `LOWER`: there are more than 16 rows; `WIDE`: there are two vectors of columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn multiply<const LOWER: bool, const WIDE: bool, E: Element>(tile: &Tile<'_, E>) {
-    // SAFETY: reads a configuration; nobody else uses the registers of this thread, and none is read before it is set.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &BY_ROWS[tile.rows], options(nostack, readonly, preserves_flags)) };
+unsafe fn multiply<const LOWER: bool, const WIDE: bool, E: Element>(registers: &Registers, tile: &Tile<'_, E>) {
+    // SAFETY: the caller's promise.
+    unsafe { registers.shape(&BY_ROWS[tile.rows]) };
     match tile.initial {
         // SAFETY: the registers are configured; `initial` holds the tile's rows of `vectors · 16` sums.
         Some(Initial { sums, stride }) => unsafe { load_sums::<LOWER, WIDE>(sums, stride) },
@@ -113,10 +167,34 @@ unsafe fn multiply<const LOWER: bool, const WIDE: bool, E: Element>(tile: &Tile<
     unsafe {
         store_sums::<LOWER, WIDE>(sums.as_mut_ptr().cast());
         let sums = sums.as_ptr().cast::<f32>();
+        if E::IS_BF16 && WIDE && tile.columns == 2 * LANES && tile.scale == 1.0 && !matches!(tile.base, Base::Output) {
+            finish_whole_rows(tile, sums);
+            return;
+        }
         for row in 0..tile.rows {
             for vector in 0..if WIDE { 2 } else { 1 } {
                 finish(tile, row, vector, _mm512_load_ps(sums.add((2 * row + vector) * LANES)));
             }
+        }
+    }
+}
+
+/// Writes the sums of whole rows of bf16, which nothing is added to but a bias.
+///
+/// # Safety
+/// As `Kernel::run`; `sums` holds the tile's rows of two vectors.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn finish_whole_rows<E: Element>(tile: &Tile<'_, E>, sums: *const f32) {
+    // SAFETY: the caller's promise; two vectors of f32 are one of bf16.
+    unsafe {
+        let bias = match tile.base {
+            Base::Row(bias) => [_mm512_loadu_ps(bias), _mm512_loadu_ps(bias.add(LANES))],
+            _ => [_mm512_setzero_ps(); 2],
+        };
+        for row in 0..tile.rows {
+            let of_half = |half: usize| _mm512_add_ps(_mm512_load_ps(sums.add((2 * row + half) * LANES)), bias[half]);
+            let values = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(of_half(1), of_half(0)));
+            _mm512_storeu_si512(tile.output.add(row * tile.output_stride).cast(), values);
         }
     }
 }
@@ -267,6 +345,7 @@ unsafe fn accumulate<const LOWER: bool, const WIDE: bool>(
 /// rows nor depth are 0.
 #[inline]
 pub(crate) unsafe fn tile_product(
+    registers: &Registers,
     (left, pieces_apart): (*const u32, usize),
     right: *const f32,
     (rows, wide, depth): (usize, bool, usize),
@@ -276,9 +355,9 @@ pub(crate) unsafe fn tile_product(
     // SAFETY: the caller's promise.
     unsafe {
         if wide {
-            product_of::<true>((left, pieces_apart), right, (rows, depth), added, to);
+            product_of::<true>(registers, (left, pieces_apart), right, (rows, depth), added, to);
         } else {
-            product_of::<false>((left, pieces_apart), right, (rows, depth), added, to);
+            product_of::<false>(registers, (left, pieces_apart), right, (rows, depth), added, to);
         }
     }
 }
@@ -286,6 +365,7 @@ pub(crate) unsafe fn tile_product(
 /// # Safety
 /// As [`tile_product`].
 unsafe fn product_of<const WIDE: bool>(
+    registers: &Registers,
     (left, pieces_apart): (*const u32, usize),
     right: *const f32,
     (rows, depth): (usize, usize),
@@ -296,7 +376,7 @@ unsafe fn product_of<const WIDE: bool>(
     let wide_bytes = 2 * ROW_BYTES;
     // SAFETY: the caller's promise; the compiler does not use tile registers.
     unsafe {
-        asm!("ldtilecfg [{}]", in(reg) &BY_REST[rows][rest], options(nostack, readonly, preserves_flags));
+        registers.shape_for_rest(rows, rest);
         if added {
             load_sums::<false, WIDE>(to, 2 * LANES);
         } else {

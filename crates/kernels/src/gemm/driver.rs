@@ -12,7 +12,7 @@ use super::micro::{Initial, LeftLayout, Part, RightLayout, Tile};
 use super::pack::{
     Across, Operand, Panel, Rows, Strided, left_layout, left_len, left_panels, pack_left, right_len, right_panels,
 };
-use super::{Extents, Kernel, Right, Target, TargetBase, check, for_each};
+use super::{Extents, Kernel, Registers, Right, Target, TargetBase, check, for_each};
 use crate::dispatch::Path;
 use crate::element::Element;
 use crate::scratch::Scratch;
@@ -329,11 +329,12 @@ impl Chunk<'_> {
             right: thin.lanes.as_ptr(),
             right_layout: RightLayout::Panels(lanes_deep * kernel.columns()),
         };
+        let registers = Registers::new();
         for (i, rows) in self.panels(depth, from, to).enumerate() {
             let rows = Panel { start: rows.start - first, ..rows };
             for (j, columns) in thin.panels(kernel, ranks).enumerate() {
                 // SAFETY: the sides hold the panels; `low` holds the rows and is borrowed for this call.
-                unsafe { kernel.run(&target.tile(kernel, (rows, columns), (i, j), 0, &[part])) };
+                unsafe { kernel.run(&registers, &target.tile(kernel, (rows, columns), (i, j), 0, &[part])) };
             }
         }
     }
@@ -455,6 +456,9 @@ impl Job {
         let between = if blocks.len() > 1 { (last_row - first_row) * JOB_COLUMNS } else { 0 };
         let mut between = Scratch::<f32>::take(between);
         let mut parts = Vec::new();
+        let row_panels: Vec<Panel> = chunk.panels(0, from, to).collect();
+        let column_panels: Vec<Panel> = right_panels(kernel, columns, 0).collect();
+        let registers = Registers::new();
         for (b, block) in blocks.iter().enumerate() {
             let rows = last_row - first_row;
             for piece in block.pieces.iter().filter(|piece| piece.lying(kernel, first, columns, rows).is_none()) {
@@ -488,19 +492,25 @@ impl Job {
                 Part { depth, left: left.as_ptr(), layout, right: right.as_ptr(), right_layout }
             }));
             let is_last = b + 1 == blocks.len();
-            for (i, rows) in chunk.panels(0, from, to).enumerate() {
-                for (j, right) in right_panels(kernel, columns, 0).enumerate() {
-                    let sums = (rows.start - first_row) * JOB_COLUMNS + right.start;
-                    let initial = (b > 0).then(|| Initial { sums: between[sums..].as_ptr(), stride: JOB_COLUMNS });
-                    // SAFETY: the parts' slices hold the panels; the target was checked whole and is the caller's to
-                    // write; the sums between blocks are this job's own, a row of them as wide as the job.
-                    unsafe {
-                        if is_last {
-                            kernel.run(&Tile { initial, ..target.tile(kernel, (rows, right), (i, j), first, &parts) });
-                        } else {
-                            let output = between[sums..].as_mut_ptr();
-                            let columns = right.stride;
-                            kernel.run(&Tile {
+            let panels = row_panels.iter().enumerate();
+            let tiles = panels.flat_map(|rows| column_panels.iter().enumerate().map(move |columns| (rows, columns)));
+            for ((i, &rows), (j, &right)) in tiles {
+                let sums = (rows.start - first_row) * JOB_COLUMNS + right.start;
+                let initial = (b > 0).then(|| Initial { sums: between[sums..].as_ptr(), stride: JOB_COLUMNS });
+                // SAFETY: the parts' slices hold the panels; the target was checked whole and is the caller's to
+                // write; the sums between blocks are this job's own, a row of them as wide as the job.
+                unsafe {
+                    if is_last {
+                        kernel.run(
+                            &registers,
+                            &Tile { initial, ..target.tile(kernel, (rows, right), (i, j), first, &parts) },
+                        );
+                    } else {
+                        let output = between[sums..].as_mut_ptr();
+                        let columns = right.stride;
+                        kernel.run(
+                            &registers,
+                            &Tile {
                                 parts: &parts,
                                 panels: (i, j),
                                 first_row: rows.start,
@@ -512,8 +522,8 @@ impl Job {
                                 vectors: columns / kernel.lanes(),
                                 scale: 1.0,
                                 base: super::Base::Zero,
-                            });
-                        }
+                            },
+                        );
                     }
                 }
             }

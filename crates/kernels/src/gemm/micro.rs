@@ -7,6 +7,8 @@
 
 use crate::dispatch::Path;
 use crate::element::Element;
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::Registers;
 
 /// Rows of a tile of tile registers.
 pub(super) const TILE_ROWS: usize = 32;
@@ -117,6 +119,17 @@ impl<E> Tile<'_, E> {
     }
 }
 
+/// Nothing but x86-64 has tile registers.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) struct Registers;
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Registers {
+    pub(crate) fn new() -> Self {
+        Self
+    }
+}
+
 /// The tile code of one path and one arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kernel {
@@ -204,13 +217,13 @@ impl Kernel {
     /// # Safety
     /// The tile's pointers are valid for the extents that its fields describe, nobody else touches its output, and
     /// `rows`, `columns` and `vectors` are within the limits of this kernel.
-    pub(crate) unsafe fn run<E: Element>(self, tile: &Tile<'_, E>) {
+    pub(crate) unsafe fn run<E: Element>(self, registers: &Registers, tile: &Tile<'_, E>) {
         debug_assert!((1..=self.rows()).contains(&tile.rows));
         debug_assert!((1..=2).contains(&tile.vectors) && tile.columns <= tile.vectors * self.lanes());
         match self.path {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Path::current` hands out supported paths only; sides were packed for tiles; the rest is the caller's promise.
-            Path::Amx if self.pairs => unsafe { super::amx::run(tile) },
+            Path::Amx if self.pairs => unsafe { super::amx::run(registers, tile) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Path::Amx | Path::Avx512Bf16 => unsafe { super::avx512::run(tile, self.pairs) },

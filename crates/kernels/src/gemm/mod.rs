@@ -24,8 +24,10 @@ mod portable;
 mod transpose;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use amx::tile_product;
+pub(crate) use amx::{Registers, tile_product};
 pub(crate) use driver::{Factor, Input, Output, Side, Term, sum_of_products};
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use micro::Registers;
 pub(crate) use micro::{Base, Kernel};
 pub(crate) use pack::{Across, Operand, Plain, Rows, Strided, read_row_by_row, round_to_bf16, widen};
 
@@ -197,11 +199,12 @@ pub(crate) unsafe fn multiply<E: Element>(
         right: right.lanes.as_ptr(),
         right_layout: RightLayout::Panels(kernel.depth_lanes(right.depth) * kernel.columns()),
     };
+    let registers = Registers::new();
     for (i, rows) in left_panels(kernel, left.rows, depth).enumerate() {
         for (j, columns) in right.panels(kernel, columns).enumerate() {
             // SAFETY: the sides hold the panels, as they were packed; `check` bounds the target, which the caller keeps to
             // itself.
-            unsafe { kernel.run(&target.tile(kernel, (rows, columns), (i, j), 0, &[part])) };
+            unsafe { kernel.run(&registers, &target.tile(kernel, (rows, columns), (i, j), 0, &[part])) };
         }
     }
 }

@@ -9,11 +9,10 @@ use std::ops::Range;
 use super::head::{Head, Step};
 use super::layout::{elements, lanes, pieces, stack, turn};
 use super::softmax::{Queries, Slopes, slopes};
-use super::tile::{Former, ROWS, Size, most_rows, product, product_turned};
+use super::tile::{Former, Multiplier, ROWS, Size, product, product_turned};
 use super::{LANES, WIDE, Wide, columns_below, cuts, lines, lines_mut, wides, wides_mut};
 use crate::attention::backward::{Gradients, Inputs};
 use crate::attention::{AttentionShape, Job, TILE};
-use crate::dispatch::Path;
 use crate::element::Element;
 use crate::scratch::Scratch;
 use crate::shared::SharedSlice;
@@ -88,6 +87,7 @@ pub(in crate::attention) unsafe fn backward<E: Element>(
     let Inputs { shape, k, v, .. } = inputs;
     let (m, n, dim) = (job.queries.len(), job.keys.len(), shape.head_dim);
     let mut buffers = Buffers::take::<E>(dim, m, n);
+    let by = Multiplier::of::<E>(inputs.path);
     let padded = n.next_multiple_of(2);
     for kv_head in job.kv_heads.clone() {
         let keys = Head { width: shape.key_width(), tokens: job.keys.clone(), column: kv_head * dim, dim };
@@ -97,7 +97,7 @@ pub(in crate::attention) unsafe fn backward<E: Element>(
         for (i, head) in Job::heads(shape, kv_head).enumerate() {
             let queries = Head { width: shape.query_width(), tokens: job.queries.clone(), column: head * dim, dim };
             lay_out(inputs, head, &queries, &mut buffers);
-            let blocks = |tile| cuts(tile, most_rows::<E>(inputs.path), 2).count();
+            let blocks = |tile| cuts(tile, by.most_rows(), 2).count();
             let steps = m.div_ceil(WIDE) * cuts(0..n, TILE, 2).map(blocks).sum::<usize>();
             let mut step = Step { step: 0, steps };
             let mut fetch = || {
@@ -116,17 +116,10 @@ pub(in crate::attention) unsafe fn backward<E: Element>(
             let mut written = 0;
             for tile in cuts(0..n, TILE, 2) {
                 let seeing = seeing(inputs.shape, tile.clone(), m, n);
-                probabilities(inputs, job, tile.clone(), seeing.clone(), &mut fetch, &mut buffers);
+                probabilities(inputs, &by, job, tile.clone(), seeing.clone(), &mut fetch, &mut buffers);
                 let former = if i == 0 { Former::Overwritten } else { Former::Added };
-                add_to_keys_and_values::<E>(
-                    inputs.path,
-                    (m, n, dim),
-                    tile.clone(),
-                    seeing.clone(),
-                    former,
-                    &mut buffers,
-                );
-                add_to_queries::<E>(inputs.path, (m, n, dim), tile, seeing.clone(), written, &mut buffers);
+                add_to_keys_and_values::<E>(&by, (m, n, dim), tile.clone(), seeing.clone(), former, &mut buffers);
+                add_to_queries::<E>(&by, (m, n, dim), tile, seeing.clone(), written, &mut buffers);
                 written = written.max(seeing.end);
             }
             // SAFETY: the caller's promise.
@@ -171,6 +164,7 @@ fn seeing(shape: &AttentionShape, tile: Range<usize>, m: usize, n: usize) -> Ran
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn probabilities<E: Element>(
     inputs: &Inputs<'_, E>,
+    by: &Multiplier,
     job: &Job,
     tile: Range<usize>,
     seeing: Range<usize>,
@@ -194,12 +188,12 @@ fn probabilities<E: Element>(
             panel,
             row: 0,
         };
-        for block in cuts(tile.clone(), most_rows::<E>(inputs.path), 2) {
+        for block in cuts(tile.clone(), by.most_rows(), 2) {
             fetch();
             let size = Size { rows: block.len(), columns: count, depth };
             let [keys, values] = [&buffers.keys, &buffers.values].map(|rows| &lines(rows)[block.start..]);
-            product::<E>(inputs.path, keys, padded, queries, size, Former::Overwritten, &mut scores);
-            product::<E>(inputs.path, values, padded, dout, size, Former::Overwritten, &mut dp);
+            product::<E>(by, keys, padded, queries, size, Former::Overwritten, &mut scores);
+            product::<E>(by, values, padded, dout, size, Former::Overwritten, &mut dp);
             let seen = |row| {
                 let seeing = shape.mask.seeing(block.start + row, m, n);
                 let below = |query: usize| columns_below(query.saturating_sub(panel * WIDE));
@@ -215,7 +209,7 @@ fn probabilities<E: Element>(
 /// `dk = dsᵀ·q`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn add_to_keys_and_values<E: Element>(
-    path: Path,
+    by: &Multiplier,
     (m, n, dim): (usize, usize, usize),
     tile: Range<usize>,
     seeing: Range<usize>,
@@ -234,16 +228,16 @@ fn add_to_keys_and_values<E: Element>(
         }
         return;
     }
-    for block in cuts(tile.clone(), most_rows::<E>(path), 2) {
+    for block in cuts(tile.clone(), by.most_rows(), 2) {
         let row = skipped / LANES * STRIDE + block.start - tile.start;
         for panel in 0..dim.div_ceil(WIDE) {
             let size = Size { rows: block.len(), columns: WIDE.min(dim - panel * WIDE), depth };
             let from = panel * lanes::<E>(m) + skipped;
             let to = panel * n + block.start;
             let (p, dout) = (&lines(&buffers.p)[row..], &wides(&buffers.dout_stacked)[from..]);
-            product::<E>(path, p, STRIDE, dout, size, former, &mut wides_mut(&mut buffers.dv)[to..]);
+            product::<E>(by, p, STRIDE, dout, size, former, &mut wides_mut(&mut buffers.dv)[to..]);
             let (ds, q) = (&lines(&buffers.ds)[row..], &wides(&buffers.queries_stacked)[from..]);
-            product::<E>(path, ds, STRIDE, q, size, former, &mut wides_mut(&mut buffers.dk)[to..]);
+            product::<E>(by, ds, STRIDE, q, size, former, &mut wides_mut(&mut buffers.dk)[to..]);
         }
     }
 }
@@ -251,7 +245,7 @@ fn add_to_keys_and_values<E: Element>(
 /// Adds a tile of keys to the gradient of the panels of queries `seeing`, of which some are `written`: `dq = ds·k`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn add_to_queries<E: Element>(
-    path: Path,
+    by: &Multiplier,
     (m, n, dim): (usize, usize, usize),
     tile: Range<usize>,
     seeing: Range<usize>,
@@ -261,13 +255,13 @@ fn add_to_queries<E: Element>(
     for panel in seeing {
         let former = if panel < written { Former::Added } else { Former::Overwritten };
         let ds = &wides(&buffers.ds_stacked)[panel * lanes::<E>(TILE)..];
-        for rows in cuts(0..WIDE.min(m - panel * WIDE), most_rows::<E>(path), 1) {
+        for rows in cuts(0..WIDE.min(m - panel * WIDE), by.most_rows(), 1) {
             for columns in 0..dim.div_ceil(WIDE) {
                 let size =
                     Size { rows: rows.len(), columns: WIDE.min(dim - columns * WIDE), depth: lanes::<E>(tile.len()) };
                 let keys = &wides(&buffers.keys_stacked)[columns * lanes::<E>(n) + tile.start / elements::<E>()..];
                 let to = columns * m + panel * WIDE + rows.start;
-                product_turned::<E>(path, ds, rows.start, keys, size, former, &mut wides_mut(&mut buffers.dq)[to..]);
+                product_turned::<E>(by, ds, rows.start, keys, size, former, &mut wides_mut(&mut buffers.dq)[to..]);
             }
         }
     }

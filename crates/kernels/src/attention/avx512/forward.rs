@@ -3,7 +3,7 @@
 use super::head::{Head, Step};
 use super::layout::{elements, lanes, pieces, stack, turn};
 use super::softmax::{Denominators, numerators};
-use super::tile::{Former, ROWS, Size, most_rows, product};
+use super::tile::{Former, Multiplier, ROWS, Size, product};
 use super::{LANES, WIDE, cuts, lines, lines_mut, wides, wides_mut};
 use std::ops::Range;
 
@@ -41,6 +41,7 @@ pub(in crate::attention) unsafe fn forward<E: Element>(
     let Inputs { shape, k, v, .. } = inputs;
     let (m, n, dim) = (job.queries.len(), job.keys.len(), shape.head_dim);
     let padded = n.next_multiple_of(LANES);
+    let by = Multiplier::of::<E>(inputs.path);
     let (panels, depth) = (n.div_ceil(WIDE), lanes::<E>(dim));
     let mut buffers = Buffers {
         rows: Scratch::take(pieces::<E>(dim) * padded.max(m) * LANES),
@@ -59,7 +60,7 @@ pub(in crate::attention) unsafe fn forward<E: Element>(
         for head in Job::heads(shape, kv_head) {
             let queries = Head { width: shape.query_width(), tokens: job.queries.clone(), column: head * dim, dim };
             queries.read(inputs.q, m, &mut buffers.rows);
-            let tiles = || cuts(0..m, most_rows::<E>(inputs.path), 1);
+            let tiles = || cuts(0..m, by.most_rows(), 1);
             let steps = tiles().count();
             for (step, tile) in tiles().enumerate() {
                 queries.fetch_to_write(tile.clone(), out);
@@ -68,14 +69,14 @@ pub(in crate::attention) unsafe fn forward<E: Element>(
                 keys.fetch_next(step.of(n), k);
                 keys.fetch_next(step.of(n), v);
                 let visible = visible(shape, tile.clone(), m, n);
-                let denominators = softmax(inputs, job, tile.clone(), visible.clone(), &mut buffers);
+                let denominators = softmax(inputs, &by, job, tile.clone(), visible.clone(), &mut buffers);
                 let left = lines(&buffers.numerators);
                 for (panel, values) in wides(&buffers.values).chunks_exact(lanes::<E>(n)).enumerate() {
                     let columns = WIDE.min(dim - panel * WIDE);
                     let size = Size { rows: tile.len(), columns, depth: lanes::<E>(visible.len()) };
                     let values = &values[visible.start / elements::<E>()..];
                     let sums = wides_mut(&mut buffers.sums);
-                    product::<E>(inputs.path, left, ROWS, values, size, Former::Overwritten, sums);
+                    product::<E>(&by, left, ROWS, values, size, Former::Overwritten, sums);
                     // SAFETY: the caller's promise.
                     unsafe { queries.write(tile.clone(), panel, sums, |row| denominators.inverses[row], out) };
                 }
@@ -100,6 +101,7 @@ fn visible(shape: &AttentionShape, tile: Range<usize>, m: usize, n: usize) -> Ra
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn softmax<E: Element>(
     inputs: &Inputs<'_, E>,
+    by: &Multiplier,
     job: &Job,
     tile: Range<usize>,
     visible: Range<usize>,
@@ -112,7 +114,7 @@ fn softmax<E: Element>(
     let panels = keys.zip(wides_mut(&mut buffers.scores).chunks_exact_mut(ROWS));
     for (panel, (keys, scores)) in panels.take(visible.len().div_ceil(WIDE)).enumerate() {
         let size = Size { rows: tile.len(), columns: WIDE.min(visible.len() - panel * WIDE), depth };
-        product::<E>(inputs.path, queries, m, keys, size, Former::Overwritten, scores);
+        product::<E>(by, queries, m, keys, size, Former::Overwritten, scores);
     }
     let seen = |row| {
         let seen = shape.mask.seen(tile.start + row, m, n);

@@ -11,24 +11,31 @@ use super::{LANES, Line, Wide, store_lanes};
 use crate::attention::TILE;
 use crate::dispatch::Path;
 use crate::element::Element;
-use crate::gemm::tile_product;
+use crate::gemm::{Registers, tile_product};
 
 /// Most rows of a tile, whatever multiplies it.
 pub(super) const ROWS: usize = 16;
 
-/// Most rows of a tile: 28 accumulators, two right vectors and a broadcast fill the registers; tile registers hold 16.
-pub(super) fn most_rows<E: Element>(path: Path) -> usize {
-    if in_tile_registers::<E>(path) { ROWS } else { 14 }
+/// What multiplies tiles: vectors, or tile registers where there are some and elements are bf16.
+pub(super) struct Multiplier {
+    registers: Option<Registers>,
 }
 
-fn in_tile_registers<E: Element>(path: Path) -> bool {
-    E::IS_BF16 && path == Path::Amx
+impl Multiplier {
+    pub(super) fn of<E: Element>(path: Path) -> Self {
+        Self { registers: (E::IS_BF16 && path == Path::Amx).then(Registers::new) }
+    }
+
+    /// Most rows of a tile: 28 accumulators, two right vectors and a broadcast fill the registers; tile registers hold 16.
+    pub(super) fn most_rows(&self) -> usize {
+        if self.registers.is_some() { ROWS } else { 14 }
+    }
 }
 
 /// Extents of a tile.
 #[derive(Clone, Copy)]
 pub(super) struct Size {
-    /// At most [`most_rows`].
+    /// At most [`Multiplier::most_rows`].
     pub(super) rows: usize,
     /// Columns that are needed: 1 to 32.
     pub(super) columns: usize,
@@ -47,7 +54,7 @@ pub(super) enum Former {
 /// after the other.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) fn product<E: Element>(
-    path: Path,
+    by: &Multiplier,
     left: &[Line<u32>],
     stride: usize,
     right: &[Wide<u32>],
@@ -59,10 +66,10 @@ pub(super) fn product<E: Element>(
     assert!(left.len() >= (pieces - 1) * stride + size.rows, "a left side of {} rows", left.len());
     check(right, size, to);
     let left = left.as_ptr().cast();
-    // SAFETY: checked; a path is a supported one.
+    // SAFETY: checked; the path of a multiplier is a supported one.
     unsafe {
-        if in_tile_registers::<E>(path) {
-            run_in_tile_registers(left, stride * LANES, right, size, former, to);
+        if let Some(registers) = &by.registers {
+            run_in_tile_registers(registers, left, stride * LANES, right, size, former, to);
         } else {
             run::<false, E>(left, stride * LANES, right, size, former, to);
         }
@@ -72,7 +79,7 @@ pub(super) fn product<E: Element>(
 /// The same of a left side whose depth runs down its rows: `to[i, j] = Σ_p left[p, first + i] · right[p, j]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) fn product_turned<E: Element>(
-    path: Path,
+    by: &Multiplier,
     left: &[Wide<u32>],
     first: usize,
     right: &[Wide<u32>],
@@ -82,11 +89,11 @@ pub(super) fn product_turned<E: Element>(
 ) {
     assert!(left.len() >= size.depth && first + size.rows <= 2 * LANES, "a left side of {} lanes", left.len());
     check(right, size, to);
-    if in_tile_registers::<E>(path) {
+    if let Some(registers) = &by.registers {
         let mut rows = [[[0; LANES]; ROWS]; MOST_PIECES];
         turn_back(left, first, size.depth, &mut rows);
-        // SAFETY: checked; there are as many rows in every piece; a path is a supported one.
-        unsafe { run_in_tile_registers(rows.as_ptr().cast(), ROWS * LANES, right, size, former, to) };
+        // SAFETY: checked; there are as many rows in every piece; the path of a multiplier is a supported one.
+        unsafe { run_in_tile_registers(registers, rows.as_ptr().cast(), ROWS * LANES, right, size, former, to) };
         return;
     }
     // SAFETY: checked.
@@ -116,6 +123,7 @@ fn turn_back(left: &[Wide<u32>], first: usize, depth: usize, to: &mut [[Line<u32
 /// # Safety
 /// As [`run`], on a processor with AMX that the system lets the process use.
 unsafe fn run_in_tile_registers(
+    registers: &Registers,
     left: *const u32,
     stride: usize,
     right: &[Wide<u32>],
@@ -125,7 +133,9 @@ unsafe fn run_in_tile_registers(
 ) {
     let (right, to, wide) = (right.as_ptr().cast(), to.as_mut_ptr().cast(), size.columns > LANES);
     // SAFETY: the caller's promise.
-    unsafe { tile_product((left, stride), right, (size.rows, wide, size.depth), former == Former::Added, to) };
+    unsafe {
+        tile_product(registers, (left, stride), right, (size.rows, wide, size.depth), former == Former::Added, to)
+    };
 }
 
 fn check(right: &[Wide<u32>], size: Size, to: &[Wide<f32>]) {
