@@ -35,7 +35,7 @@ pub enum Storage {
 ///
 /// Both products read this one copy: tiles of it are expanded in a small buffer per thread as the product needs them, so
 /// memory stays at the stored width. f32 weights multiply in f32. The others multiply in bf16 with f32 sums where the
-/// processor has that ([`Path::Avx512Bf16`]), in f32 elsewhere. Results do not depend on the number of threads, nor a
+/// processor has that ([`Path::multiplies_bf16`]), in f32 elsewhere. Results do not depend on the number of threads, nor a
 /// row's result on the other rows of the batch; but `x · Wᵀ` of at most 8 rows (3 without AVX-512) sums in another order than
 /// that of more rows, and differs from it by rounding.
 ///

@@ -3,8 +3,8 @@
 //! The scores of one head are made in tiles of a few rows, so a thread holds `TILE · length` scores and never the whole
 //! matrix; the backward pass makes them again from the log-sum-exp, as FlashAttention does (Dao et al. 2022).
 //!
-//! Arithmetic is in f32, but for elements in bf16 where the processor has products of them ([`Path::Avx512Bf16`](crate::Path)): there
-//! every product multiplies in bf16 with f32 sums, the probabilities and their gradients being rounded to bf16 for it, as
+//! Arithmetic is in f32, but for elements in bf16 where the path multiplies these ([`Path::multiplies_bf16`](crate::Path)):
+//! there every product multiplies in bf16 with f32 sums, the probabilities and their gradients being rounded to bf16 for it, as
 //! in PyTorch's autocast. Scores, softmax and sums stay in f32.
 
 use std::ops::Range;
