@@ -151,7 +151,6 @@ impl Parts {
                 dropout: config.adapter.dropout,
             },
             aggregator: aggregate::by_name(&federation.aggregation)?,
-            server_rank: federation.server_rank,
         };
         let (codec, value_bytes) = codec::by_name(&federation.codec)?;
         let method = (method::by_name(&federation.method)?.build)(settings);

@@ -293,8 +293,10 @@ pub fn plan<'a>(
         let plan = silo_plan(search, found, covered.apart, with_runners_up, deadline.0);
         silos.insert(plan.silo.clone(), plan);
     }
-    let (local_steps, (deadline_s, deadline_reason)) = (settings.local_steps, deadline);
-    Ok(Plan { local_steps, chosen: vec![], deadline_s, deadline_reason, optimality: covered.optimality, silos })
+    let (local_steps, server_rank) = (settings.local_steps, settings.server_rank);
+    let (deadline_s, deadline_reason) = deadline;
+    let optimality = covered.optimality;
+    Ok(Plan { local_steps, server_rank, chosen: vec![], deadline_s, deadline_reason, optimality, silos })
 }
 
 /// What was found for a silo, with its reasons; `apart` says that it does what it would do alone.

@@ -33,7 +33,7 @@ fn method_settings() -> MethodSettings {
         max_grad_norm: 1.0,
         dropout: 0.0,
     };
-    MethodSettings { model: toy_model(), training, aggregator: &Product, server_rank: 4 }
+    MethodSettings { model: toy_model(), training, aggregator: &Product }
 }
 
 /// Everything an engine borrows, with the parts that a test wants to change.
