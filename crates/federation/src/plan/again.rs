@@ -157,9 +157,9 @@ mod tests {
         let upper: WeightId = "layer.1.query".into();
         plan.silos.get_mut(&"a".into()).unwrap().ranks.clear();
         let b: SiloId = "b".into();
-        // The batch is worth 1.2, all ranks 1, and 4.5 s are enough for one of the two; the upper weight's worth for the
+        // The batch is worth 0.6, all ranks 0.5, and 4.5 s are enough for one of the two; the upper weight's worth for the
         // others is ½·0.6 over a share of ½.
-        settings.menu.batch_value = 1.2;
+        settings.menu.batch_value = 0.6;
         settings.menu.ranks = vec![1];
         settings.menu.batch_sizes = vec![2, 8];
         let narrow = |plan: &Plan| Plan { deadline_s: 4.5 / DEADLINE_SHARE, ..plan.clone() };

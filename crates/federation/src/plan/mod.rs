@@ -15,7 +15,9 @@ mod table;
 mod tuning;
 
 pub use again::again;
-pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
+pub use choose::{
+    BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty, rank_value,
+};
 pub use cost::{AdapterLoad, CostModel, Frame, RoundBatches, compute_time, memory};
 pub use exact::in_solver;
 pub use explain::{grouped_ranks, markdown, optimality};

@@ -111,12 +111,11 @@ impl Engine<'_> {
 
     /// Looks at importance again, the federation's and the silos' own, and plans anew for everybody.
     fn refresh_importance(&self, adaptation: &Adaptation, state: &mut RunState, updates: &[Update]) {
-        let menu = &adaptation.settings.menu;
         let mut sensed = Vec::new();
         for update in updates.iter().filter(|update| !update.sensitivity.is_empty()) {
             let Outcome::Trained(adapter) = &update.outcome else { continue };
             let by_weight = adapter.factors.iter().filter_map(|(weight, factors)| {
-                let worth = menu.rank_value(factors.rank());
+                let worth = plan::rank_value(factors.rank());
                 Some((weight.clone(), update.sensitivity.get(weight)? / worth)).filter(|_| worth > 0.0)
             });
             let of_silo = Sensed { examples: update.examples, by_weight: by_weight.collect() };

@@ -208,7 +208,8 @@ fn importance_is_refreshed_from_what_silos_hand_back() {
             let Update { silo, examples, outcome: Outcome::Trained(adapter), sensitivity, .. } = update.unwrap() else {
                 panic!("scores")
             };
-            let worth = |weight: &WeightId| (1.0 + adapter.factors[weight].rank() as f64).log2() / 3f64.log2();
+            let rank = |weight: &WeightId| adapter.factors[weight].rank() as f64;
+            let worth = |weight: &WeightId| rank(weight) / (rank(weight) + 1.0);
             let by_weight: BTreeMap<WeightId, f64> =
                 sensitivity.iter().map(|(w, &s)| (w.clone(), f64::from(s as f32) / worth(w))).collect();
             assert_eq!(by_weight.len(), before.plan.silos[&silo].ranks.len());
