@@ -5,6 +5,7 @@ use fedpipe_testkit::{toy_model, toy_profile};
 mod budgets;
 mod combinations;
 mod federations;
+mod server_ranks;
 
 pub(super) fn settings(deadline: Deadline) -> PlanSettings {
     let menu = Menu {
@@ -15,7 +16,8 @@ pub(super) fn settings(deadline: Deadline) -> PlanSettings {
         batch_value: 0.1,
     };
     let tuning = TuningPatterns::default();
-    PlanSettings { menu, server_rank: 4, local_steps: 5, value_bytes: 4.0, deadline, finish: None, coverage: 1, tuning }
+    let server_rank = Some(4);
+    PlanSettings { menu, server_rank, local_steps: 5, value_bytes: 4.0, deadline, finish: None, coverage: 1, tuning }
 }
 
 fn importance(values: [f64; 2]) -> BTreeMap<WeightId, f64> {
@@ -256,7 +258,7 @@ Objective of all silos together 0.9000, at most 0.00 % below the best there can 
 | **predicted in all** | 12.05 |
 
 - batch 8 over f32, 2 weights adapted: objective 0.9000
-- no budget binds, the menu offers nothing larger: 0.0 of 0.9 MiB used, 97.3 % left (95 % of its memory); 12.1 of 90.0 s used, 86.6 % left (90 % of \
+- no budget binds, there is nothing larger to choose: 0.0 of 0.9 MiB used, 97.3 % left (95 % of its memory); 12.1 of 90.0 s used, 86.6 % left (90 % of \
 the deadline of 100.0 s)
 - runner-up: batch 8 over nf4, the best with another base format: objective 0.8700, base format -0.0300
 - second runner-up: batch 4 over f32, the best with another batch: objective 0.8500, batch -0.0500

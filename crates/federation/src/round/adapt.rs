@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 pub struct Adaptation {
     /// The base model.
     pub model: ModelSpec,
-    /// What the first plan was made with. Its deadline and its steps play no part: those of the plan in force stand.
+    /// What the first plan was made with. Its deadline, its steps and its server's rank play no part: those of the plan in
+    /// force stand, and so do the ranks up to that.
     pub settings: PlanSettings,
     /// μ of [`Importance`].
     pub own_importance: f64,
@@ -34,7 +35,7 @@ impl Adaptation {
 
     fn settings(&self, state: &RunState) -> PlanSettings {
         let (deadline, local_steps) = (Deadline::Seconds(state.plan.deadline_s), state.plan.local_steps);
-        let mut settings = PlanSettings { deadline, local_steps, ..self.settings.clone() };
+        let mut settings = PlanSettings { deadline, local_steps, ..self.settings.up_to(state.plan.server_rank) };
         settings.tuning.never.extend(state.never_tune.iter().cloned());
         settings
     }

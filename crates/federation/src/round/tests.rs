@@ -81,7 +81,7 @@ impl Federation {
         let identified = self.identify(&SvdSensitivity, &profiles);
         let settings = PlanSettings {
             menu: menu(),
-            server_rank: 4,
+            server_rank: Some(4),
             local_steps: 5,
             value_bytes: 4.0,
             deadline: Deadline::Seconds(DEADLINE_S),
