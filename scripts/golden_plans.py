@@ -121,7 +121,7 @@ BATCHES = [2, 4, 8]
 PENALTY = {"f32": 0.0, "nf4": 0.03}
 BASE_BYTES = {"f32": 400_000, "nf4": 60_000}
 INPUT_BYTES = {"f32": 10, "nf4": 5}
-STEPS, WIDTH, HEAD, BATCH_VALUE = 5, 4, 8, 0.12
+STEPS, WIDTH, HEAD, BATCH_VALUE = 5, 4, 8, 0.3
 
 
 class Silo:
