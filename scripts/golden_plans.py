@@ -59,6 +59,10 @@ class Model:
         return -self.highs.getInfo().objective_function_value
 
 
+def rank_value(rank):
+    return rank / (rank + 1)
+
+
 def optimum(seed):
     inf, numbers, model = highspy.kHighsInf, Numbers(seed), Model()
     layers = 1 + numbers.below(3)
@@ -70,7 +74,7 @@ def optimum(seed):
         importance.append((1 + numbers.below(99)) / 100)
         required.append(numbers.below(8) == 0)
     highest = min((layer_of[row] for row in range(count) if required[row]), default=layers)
-    value_of = [math.log2(1 + rank) / math.log2(1 + ranks[-1]) for rank in ranks]
+    value_of = [rank_value(rank) for rank in ranks]
     trained = [[] for _ in range(count)]
     for _ in range(1 + numbers.below(3)):
         share = (1 + numbers.below(9)) / 10
@@ -117,7 +121,7 @@ BATCHES = [2, 4, 8]
 PENALTY = {"f32": 0.0, "nf4": 0.03}
 BASE_BYTES = {"f32": 400_000, "nf4": 60_000}
 INPUT_BYTES = {"f32": 10, "nf4": 5}
-STEPS, WIDTH, HEAD, BATCH_VALUE = 5, 4, 8, 0.12
+STEPS, WIDTH, HEAD, BATCH_VALUE = 5, 4, 8, 0.3
 
 
 class Silo:
@@ -185,7 +189,7 @@ def federation(seed):
                             places = []
                             for rank in RANKS:
                                 more = silo.used(batch, base, again, lowest, {m: rank})
-                                worth = importance[m] * math.log2(1 + rank) / math.log2(1 + RANKS[-1])
+                                worth = importance[m] * rank_value(rank)
                                 place = model.variable(share * worth, True)
                                 places.append((place, 1))
                                 trained[m].append((place, 1))

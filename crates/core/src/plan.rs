@@ -219,6 +219,8 @@ impl fmt::Display for Chosen {
 pub struct Plan {
     /// Optimizer steps of a silo in a round.
     pub local_steps: usize,
+    /// Largest rank of the merged adapter; no silo trains a weight at a higher one.
+    pub server_rank: usize,
     /// Settings that were left to FedPipe.
     #[serde(default)]
     pub chosen: Vec<Chosen>,

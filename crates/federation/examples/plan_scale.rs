@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Silos of unlike memory, speed, link and texts over a model of 32 layers with seven weights each, of the sizes of
-//! Llama-3.2-1B's; six batch sizes, four formats, recomputation or not, ranks 2 to 64, a deadline that the planner sets.
-//! With `--own` every silo has scores of its own that count for half.
+//! Llama-3.2-1B's; six batch sizes, four formats, recomputation or not, ranks 2 to 64, a deadline and a server's rank that
+//! the planner sets. With `--own` every silo has scores of its own that count for half.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -32,7 +32,8 @@ fn main() {
     let sizes = if sizes.is_empty() { vec![10, 100, 1000, 10_000] } else { sizes };
     let own_share = if std::env::args().any(|argument| argument == "--own") { 0.5 } else { 0.0 };
     let (model, federation) = (model(), importance(0));
-    println!("| silos | seconds | ms a silo | gap | adapted weights, mean | uncovered |\n|--:|--:|--:|--:|--:|--:|");
+    let columns = ["silos", "seconds", "ms a silo", "gap", "adapted weights, mean", "uncovered", "server's rank"];
+    println!("| {} |\n|{}", columns.join(" | "), "--:|".repeat(columns.len()));
     for size in sizes {
         let silos: BTreeMap<SiloId, SiloProfile> =
             (0..size).map(|number| silo(number, capped)).map(|silo| (silo.silo.clone(), silo)).collect();
@@ -51,7 +52,7 @@ fn main() {
         let (finish, tuning) = (None, TuningPatterns::default());
         let settings = PlanSettings {
             menu,
-            server_rank: 64,
+            server_rank: None,
             local_steps: 10,
             value_bytes: 2.0,
             deadline,
@@ -70,11 +71,12 @@ fn main() {
         let seconds = start.elapsed().as_secs_f64();
         let adapted: usize = plan.silos.values().map(|silo| silo.ranks.len()).sum();
         println!(
-            "| {size} | {seconds:.2} | {:.2} | {:.3} % | {:.0} | {} |",
+            "| {size} | {seconds:.2} | {:.2} | {:.3} % | {:.0} | {} | {} |",
             1e3 * seconds / size as f64,
             100.0 * plan.optimality.gap(),
             adapted as f64 / size as f64,
             plan.optimality.uncovered.len(),
+            plan.server_rank,
         );
     }
 }

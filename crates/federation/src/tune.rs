@@ -239,7 +239,16 @@ mod tests {
             batch_value: 0.1,
         };
         let (finish, tuning) = (None, TuningPatterns::default());
-        PlanSettings { menu, server_rank: 2, local_steps: 1, value_bytes: 4.0, deadline, finish, coverage: 1, tuning }
+        PlanSettings {
+            menu,
+            server_rank: Some(2),
+            local_steps: 1,
+            value_bytes: 4.0,
+            deadline,
+            finish,
+            coverage: 1,
+            tuning,
+        }
     }
 
     #[test]

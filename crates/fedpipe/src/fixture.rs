@@ -179,6 +179,7 @@ fn plan() -> Plan {
     };
     Plan {
         local_steps: 20,
+        server_rank: 16,
         chosen: vec![],
         deadline_s: 18.0,
         deadline_reason: "1.1 times the slowest silo".into(),

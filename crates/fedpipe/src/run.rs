@@ -13,7 +13,7 @@ use fedpipe_core::{
     Schedule, Seed, SiloId, Stop,
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings};
-use fedpipe_federation::plan::{Deadline, Finish, Importance, Menu, PlanSettings};
+use fedpipe_federation::plan::{Deadline, Finish, Importance, Menu, PlanSettings, SERVER_RANK};
 use fedpipe_federation::round::{Adaptation, Engine, Progress, RoundSettings, start};
 use fedpipe_federation::simulate::{SlowsDown, VirtualClock};
 use fedpipe_federation::{aggregate, codec, importance, method, plan, tune};
@@ -151,7 +151,6 @@ impl Parts {
                 dropout: config.adapter.dropout,
             },
             aggregator: aggregate::by_name(&federation.aggregation)?,
-            server_rank: federation.server_rank,
         };
         let (codec, value_bytes) = codec::by_name(&federation.codec)?;
         let method = (method::by_name(&federation.method)?.build)(settings);
@@ -296,7 +295,7 @@ fn plan_settings(config: &Config, value_bytes: f64, local_steps: usize) -> PlanS
     let federation = &config.federation;
     PlanSettings {
         menu: menu(config),
-        server_rank: federation.server_rank,
+        server_rank: federation.server_rank.given(),
         local_steps,
         value_bytes,
         deadline: federation.deadline_s.given().map_or(Deadline::Auto, Deadline::Seconds),
@@ -354,10 +353,13 @@ pub fn what_if(other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, 
     let local_steps = other.training.local_steps.given().unwrap_or(state.plan.local_steps);
     let mut settings = plan_settings(other, value_bytes, local_steps);
     settings.tuning.never.extend(state.never_tune.iter().cloned());
-    let chosen = state.plan.chosen.clone();
     let importance =
         Importance { federation: &state.importance, own: &state.own_importance, own_share: other.plan.own_importance };
-    Ok(Plan { chosen, ..plan::plan(&setup.spec, &profiles, importance, &settings)? })
+    let mut plan = plan::plan(&setup.spec, &profiles, importance, &settings)?;
+    // What the planner chooses anew replaces what it chose.
+    let kept = state.plan.chosen.iter().filter(|chosen| chosen.key != SERVER_RANK);
+    plan.chosen.splice(0..0, kept.cloned());
+    Ok(plan)
 }
 
 /// 1, … , n/4, n/2, n: a silo that cannot hold the probe's batch takes a smaller one.

@@ -50,6 +50,7 @@ fn settings_that_are_left_to_fedpipe_are_found_out_with_reasons() {
     let keys = [
         "training.max_length",
         "adapter.target_modules",
+        "federation.server_rank",
         "training.local_steps",
         "training.warmup_ratio",
         "adapter.scaling",
@@ -68,8 +69,9 @@ fn settings_that_are_left_to_fedpipe_are_found_out_with_reasons() {
         chosen.iter().all(|c| !c["value"].as_str().unwrap().is_empty() && c["reason"].as_str().unwrap().len() > 20)
     );
     let state = world.json("runs/a/checkpoints/round-004/state.json");
-    assert_eq!(chosen[2]["value"].as_str().unwrap(), plan["local_steps"].to_string());
-    assert_eq!(chosen[5]["value"].as_str().unwrap().parse::<f64>().unwrap(), state["learning_rate"].as_f64().unwrap());
+    assert_eq!(chosen[2]["value"].as_str().unwrap(), plan["server_rank"].to_string());
+    assert_eq!(chosen[3]["value"].as_str().unwrap(), plan["local_steps"].to_string());
+    assert_eq!(chosen[6]["value"].as_str().unwrap().parse::<f64>().unwrap(), state["learning_rate"].as_f64().unwrap());
     let page = fs::read_to_string(world.path("runs/a/report.html")).unwrap();
     assert!(keys.iter().all(|key| page.contains(key)) && page.contains("Settings left to FedPipe"));
     run("runs/b");
@@ -343,6 +345,17 @@ fn planning_writes_nothing() {
     assert!(text.contains("north") && text.contains("% below the best there can be"), "{text}");
     let text = world.succeed(&["plan", "run.toml", "--what-if", "adapter.ranks=[2]"]);
     assert!(text.starts_with("Deadline of a round: ") && text.contains("→ 2"), "{text}");
+    let smaller = world.succeed(&["plan", "run.toml", "--what-if", "adapter.ranks=[2]", "--json"]);
+    let smaller: Value = serde_json::from_str(&smaller).unwrap();
+    let of_server = |plan: &Value| -> Vec<Value> {
+        let chosen = plan["chosen"].as_array().unwrap().iter();
+        chosen
+            .filter(|chosen| chosen["key"] == "federation.server_rank")
+            .map(|chosen| chosen["value"].clone())
+            .collect()
+    };
+    assert_eq!(of_server(&plan), [plan["server_rank"].to_string()]);
+    assert_eq!((of_server(&smaller), &smaller["server_rank"]), (vec![Value::from("2")], &Value::from(2)));
     let text = world.succeed(&["plan", "run.toml", "--what-if", "silos.north.memory_mib=4096"]);
     assert!(text.contains("As before: "), "{text}");
     let text = world.succeed(&["plan", "run.toml", "--what-if", "plan.never_tune=[\"*\"]"]);

@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 ///
 /// **How updates are merged.** For each weight, over the silos that trained it, with shares by examples: the trained
 /// components beside that silo's own fixed remainder, which is not sent back but taken from the state. So the merge is
-/// over whole models, and its rank is cut to `server_rank` once, by the aggregator. Weights that nobody trained stay; the
-/// head is the mean by examples.
+/// over whole models, and its rank is cut to the plan's `server_rank` once, by the aggregator. Weights that nobody trained
+/// stay; the head is the mean by examples.
 ///
 /// **When a plan changes.** Nothing of this hangs on the ranks of the round before: at other ranks a silo starts from the same
 /// merged adapter, to rounding, and nothing is lost on the server. Silos keep nothing of their own between rounds.
@@ -109,7 +109,7 @@ impl FedPipe {
             .zip(owners)
             .map(|(factors, (examples, _))| WeightedFactors { share: share(*examples), factors })
             .collect();
-        let merged = self.settings.aggregator.merge(&parts, self.settings.server_rank);
+        let merged = self.settings.aggregator.merge(&parts, state.plan.server_rank);
         Ok((merged.rank() > 0).then_some(merged))
     }
 }

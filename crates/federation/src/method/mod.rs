@@ -40,10 +40,8 @@ pub struct MethodSettings {
     pub model: ModelSpec,
     /// How silos train.
     pub training: LocalTraining,
-    /// How factors are merged.
+    /// How factors are merged; up to which rank, the plan says ([`fedpipe_core::Plan::server_rank`]).
     pub aggregator: &'static dyn Aggregator,
-    /// Largest rank of the merged adapter.
-    pub server_rank: usize,
 }
 
 /// How silos train, the same for all of them; the learning rate and the steps of a round are the run's own
@@ -98,7 +96,6 @@ mod tests {
                     dropout: 0.0,
                 },
                 aggregator: &Product,
-                server_rank: 2,
             };
             assert_eq!((by_name(row.name).unwrap().build)(settings).name(), row.name);
         }

@@ -2,14 +2,14 @@
 
 use super::choose::{Search, shortfall};
 use super::table::Weights;
-use super::{DEADLINE_SHARE, EXPLAINED_SILOS, Importance, PlanError, PlanSettings, Tuning};
-use super::{View, check, coverage, problem, problem_of, refusal, silo_plan};
+use super::{DEADLINE_SHARE, EXPLAINED_SILOS, Enrolled, Importance, PlanError, PlanSettings, Tuning};
+use super::{View, check, coverage, refusal, silo_plan};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::BTreeMap;
 
-/// Plans `silos` again under the deadline of `plan`, in which all others stay; `profiles` say what each can do now. An
-/// important weight that the others leave to too few silos is worth I_m/κ of the federation's objective to whoever trains it.
-/// Gives the silos that have no plan within their budgets, with the reason: they keep the one that they had.
+/// Plans `silos` again under the deadline and the server's rank of `plan`, in which all others stay; `profiles` say what each
+/// can do now. An important weight that the others leave to too few silos is worth I_m/κ of the federation's objective to
+/// whoever trains it. Gives the silos that have no plan within their budgets, with the reason: they keep the one that they had.
 ///
 /// The bound of [`Plan::optimality`] stays that of the last time when all were planned together, at the speeds of then.
 ///
@@ -25,17 +25,17 @@ pub fn again<'a>(
 ) -> Result<Vec<(SiloId, PlanError)>, PlanError> {
     let importance = importance.into();
     check(settings, &importance)?;
-    let budget = plan.deadline_s * DEADLINE_SHARE;
-    let tuning = Tuning::of(&settings.tuning, &model.candidates, &settings.menu.ranks)?;
+    let settings = &settings.up_to(plan.server_rank);
+    let tuning = &Tuning::of(&settings.tuning, &model.candidates, &settings.menu.ranks)?;
     let model = &*tuning.model(model);
-    let any = profiles.values().next().ok_or(PlanError::NoSilos)?;
-    let shared = Weights::of(&problem(model, any, importance.federation, settings, &tuning, budget));
+    let enrolled = Enrolled { model, profiles, importance, tuning };
+    let shared = enrolled.weights(settings)?;
     let mut covered = Covered::of(model, &shared, profiles, settings.coverage, plan);
     let mut refused = Vec::new();
     for silo in silos {
         let Some(profile) = profiles.get(silo) else { continue };
         let view = View::of(model, profile, &importance, &shared);
-        let problem = problem_of(model, &view, settings, &tuning, budget);
+        let problem = enrolled.problem(&view, settings, plan.deadline_s * DEADLINE_SHARE);
         let search = Search::new(&problem, &view.weights);
         let bonus = covered.bonus(silo, search.no_bonus(), plan);
         let Some(found) = search.best(&bonus, |_| true) else {
@@ -157,9 +157,9 @@ mod tests {
         let upper: WeightId = "layer.1.query".into();
         plan.silos.get_mut(&"a".into()).unwrap().ranks.clear();
         let b: SiloId = "b".into();
-        // The batch is worth 1.2, all ranks 1, and 4.5 s are enough for one of the two; the upper weight's worth for the
+        // The batch is worth 0.6, all ranks 0.5, and 4.5 s are enough for one of the two; the upper weight's worth for the
         // others is ½·0.6 over a share of ½.
-        settings.menu.batch_value = 1.2;
+        settings.menu.batch_value = 0.6;
         settings.menu.ranks = vec![1];
         settings.menu.batch_sizes = vec![2, 8];
         let narrow = |plan: &Plan| Plan { deadline_s: 4.5 / DEADLINE_SHARE, ..plan.clone() };

@@ -4,8 +4,8 @@
 //! maximise  J = Σ_m I_m·u(r_m) − penalty(f) + β·log₂(b/b_min)/log₂(b_max/b_min)
 //! subject to memory(b, f, c, r) ≤ memory budget, time(b, f, c, r) ≤ time budget and data(r) ≤ data budget,
 //!
-//! with I_m the importance of weight m and u(r) = log₂(1 + r)/log₂(1 + r_max): concave, 0 for a frozen weight and 1 for the
-//! largest rank of the menu. The objective and its constants are this project's own choice: arXiv 2404.06448 states the
+//! with I_m the importance of weight m and u(r) = r/(r + r₀) of [`rank_value`]: concave, 0 for a frozen weight and below 1 for
+//! any rank. The objective and its constants are this project's own choice: arXiv 2404.06448 states the
 //! program but no closed form. Recomputation (c) has no worth of its own: it is chosen when the memory that it frees buys
 //! a larger batch, a finer format or ranks that the time allows.
 //!
@@ -23,8 +23,9 @@ use super::tuning::Tuning;
 use fedpipe_core::{BaseFormat, MemoryTerms, TimeTerms, WeightId};
 use std::collections::BTreeMap;
 
-/// β when nobody says otherwise: the largest batch is worth about an eighth of the largest ranks.
-pub const BATCH_VALUE: f64 = 0.12;
+/// β when nobody says otherwise: the largest batch is worth about a third of the largest ranks. The project's own number; in
+/// rounds a batch was measured to be worth more than that (`docs/planner.md`), which the penalties of formats do not allow for.
+pub const BATCH_VALUE: f64 = 0.3;
 
 /// What a plan may choose from.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +38,7 @@ pub struct Menu {
     pub recompute: Vec<bool>,
     /// Ranks that a weight may train at, ascending and without 0: not to train a weight is always a choice.
     pub ranks: Vec<usize>,
-    /// β: what the largest batch is worth over the smallest, on the scale where the largest rank on every weight is
+    /// β: what the largest batch is worth over the smallest, on the scale where a rank without end on every weight is
     /// worth 1. A batch steadies the gradient; it does not add capacity.
     pub batch_value: f64,
 }
@@ -51,12 +52,15 @@ impl Menu {
         }
         self.batch_value * (batch_size as f64 / least as f64).log2() / (most as f64 / least as f64).log2()
     }
+}
 
-    /// u(r) = log₂(1 + r)/log₂(1 + r_max).
-    pub fn rank_value(&self, rank: usize) -> f64 {
-        let largest = self.ranks.last().copied().unwrap_or(1).max(1);
-        (1.0 + rank as f64).log2() / (1.0 + largest as f64).log2()
-    }
+/// r₀: the rank at which a weight gains half of what it can. The project's own number, from what ranks 2 to 16 on every weight
+/// were measured to be worth in rounds (`docs/planner.md`).
+const HALF_RANK: f64 = 1.0;
+
+/// u(r) = r/(r + r₀): what training a weight at a rank is worth where its importance is 1.
+pub fn rank_value(rank: usize) -> f64 {
+    rank as f64 / (rank as f64 + HALF_RANK)
 }
 
 /// What a base format costs in objective: a rough order of the accuracy that each loses, negligible at 8 bits and steep
@@ -159,7 +163,7 @@ pub enum Shortfall {
 impl<'a> SiloProblem<'a> {
     /// J of a choice.
     pub fn objective(&self, frame: Frame, ranks: &BTreeMap<WeightId, usize>) -> f64 {
-        let value = ranks.iter().map(|(weight, &rank)| self.importance_of(weight) * self.menu.rank_value(rank));
+        let value = ranks.iter().map(|(weight, &rank)| self.importance_of(weight) * rank_value(rank));
         value.sum::<f64>() - format_penalty(frame.base_format) + self.menu.batch_term(frame.batch_size)
     }
 

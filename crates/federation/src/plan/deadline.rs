@@ -8,8 +8,8 @@
 //! target over everybody's data is then in proportion to T·Σ_i w_i/progress_i(T). The deadlines between what the slowest silo
 //! needs for its smallest plan and what all need for their best are compared by it.
 
-use super::choose::{Choice, Menu, Shortfall, SiloProblem, best, feasible, format_penalty};
-use super::{DEADLINE_SHARE, PlanError, View, refusal};
+use super::choose::{Choice, Menu, Shortfall, best, feasible, format_penalty};
+use super::{DEADLINE_SHARE, Deadline, Enrolled, PlanError, PlanSettings, View, refusal, smallest_plan};
 
 /// What the head alone brings forward, of what all weights together do. The project's own number.
 const HEAD: f64 = 0.1;
@@ -18,17 +18,98 @@ const DEADLINES: usize = 9;
 /// Silos that stand for all where there are more: every so many-th.
 const SILOS: usize = 48;
 
-/// Seconds, and how they came about. `problem` gives that of a silo within a time.
+/// Seconds of a round as the settings have it, and how they came about.
+///
+/// # Errors
+/// When a silo has no plan however long a round lasts, or not all rounds can end in time.
+pub(super) fn of(
+    enrolled: &Enrolled<'_>,
+    views: &[View<'_>],
+    settings: &PlanSettings,
+) -> Result<(f64, String), PlanError> {
+    let deadline = match settings.deadline {
+        Deadline::Seconds(seconds) => (seconds, "given in the configuration".to_string()),
+        Deadline::Auto => {
+            let menu = keeping(&settings.menu);
+            soonest(&Sample::of(enrolled, views, &PlanSettings { menu, ..settings.clone() }), views)?
+        }
+    };
+    let Some(finish) = settings.finish else { return Ok(deadline) };
+    let slower = |aim_s| {
+        let of = |view| match feasible(&enrolled.problem(view, settings, aim_s)) {
+            Err(Shortfall::Time { needs }) => Some((view.profile.silo.clone(), needs)),
+            // Another shortfall is told where it is planned for.
+            _ => None,
+        };
+        views.iter().filter_map(of).collect()
+    };
+    finish.cut(deadline, slower, &smallest_plan(enrolled.tuning))
+}
+
+/// The time to a target with rounds of so many seconds, up to a factor that is the same for all settings of a federation.
+///
+/// # Errors
+/// When a silo has no plan within them.
+pub(super) fn needed(
+    enrolled: &Enrolled<'_>,
+    views: &[View<'_>],
+    settings: &PlanSettings,
+    deadline_s: f64,
+) -> Result<f64, PlanError> {
+    let aim_s = deadline_s * DEADLINE_SHARE;
+    for view in views {
+        let problem = enrolled.problem(view, settings, aim_s);
+        feasible(&problem).map_err(|lack| refusal(&problem, deadline_s, lack))?;
+    }
+    let sample = Sample::of(enrolled, views, settings);
+    Ok(deadline_s * sample.rounds(&sample.plans(aim_s)?))
+}
+
+/// The menu with activations kept, unless it says that they must not be.
+fn keeping(menu: &Menu) -> Menu {
+    let recompute = if menu.recompute.contains(&false) { vec![false] } else { menu.recompute.clone() };
+    Menu { recompute, ..menu.clone() }
+}
+
+/// Silos that stand for all.
+struct Sample<'a> {
+    enrolled: &'a Enrolled<'a>,
+    some: Vec<&'a View<'a>>,
+    settings: &'a PlanSettings,
+}
+
+impl<'a> Sample<'a> {
+    fn of(enrolled: &'a Enrolled<'_>, views: &'a [View<'_>], settings: &'a PlanSettings) -> Self {
+        let some = views.iter().step_by(views.len().div_ceil(SILOS)).collect();
+        Self { enrolled, some, settings }
+    }
+
+    /// Their best plans within so many seconds.
+    fn plans(&self, seconds: f64) -> Result<Vec<Choice>, PlanError> {
+        let of = |view: &&View<'_>| {
+            let problem = self.enrolled.problem(view, self.settings, seconds);
+            best(&view.weights, &problem).map(|found| found.best).map_err(|lack| refusal(&problem, seconds, lack))
+        };
+        self.some.iter().map(of).collect()
+    }
+
+    /// Rounds to a target with these plans, up to a factor: Σ w_i/progress_i.
+    fn rounds(&self, plans: &[Choice]) -> f64 {
+        let examples = |view: &View<'_>| view.profile.examples.max(1) as f64;
+        let all: f64 = self.some.iter().map(|view| examples(view)).sum();
+        let of = |(plan, view): (&Choice, &&View<'_>)| examples(view) / all / progress(plan, &self.settings.menu);
+        plans.iter().zip(&self.some).map(of).sum()
+    }
+}
+
+/// Seconds of a round with which the federation is soonest done, and how they came about.
 ///
 /// # Errors
 /// When a silo has no plan however long a round lasts.
-pub(super) fn soonest<'a>(
-    views: &'a [View<'a>],
-    problem: impl Fn(&'a View<'a>, f64) -> SiloProblem<'a>,
-) -> Result<(f64, String), PlanError> {
+fn soonest(sample: &Sample<'_>, views: &[View<'_>]) -> Result<(f64, String), PlanError> {
     let mut slowest = (0.0, None);
     for view in views {
-        let problem = problem(view, 0.0);
+        let problem = sample.enrolled.problem(view, sample.settings, 0.0);
         match feasible(&problem) {
             Err(Shortfall::Time { needs }) if needs > slowest.0 => slowest = (needs, Some(&view.profile.silo)),
             Err(Shortfall::Time { .. }) | Ok(()) => {}
@@ -37,24 +118,10 @@ pub(super) fn soonest<'a>(
     }
     // What just fits must not fail by rounding.
     let least_s = slowest.0 * (1.0 + 1e-9);
-    let some: Vec<&'a View<'a>> = views.iter().step_by(views.len().div_ceil(SILOS)).collect();
-    let within = |seconds: f64| -> Result<Vec<Choice>, PlanError> {
-        let of = |view: &&'a View<'a>| {
-            let problem = problem(view, seconds);
-            best(&view.weights, &problem).map(|found| found.best).map_err(|lack| refusal(&problem, seconds, lack))
-        };
-        some.iter().map(of).collect()
-    };
-    let examples = |view: &View<'_>| view.profile.examples.max(1) as f64;
-    let all: f64 = some.iter().map(|view| examples(view)).sum();
-    let rounds = |choices: &[Choice]| -> f64 {
-        let of =
-            |(choice, view): (&Choice, &&'a View<'a>)| examples(view) / all / progress(choice, problem(view, 0.0).menu);
-        choices.iter().zip(&some).map(of).sum()
-    };
-    let unbound = within(f64::INFINITY)?;
+    let unbound = sample.plans(f64::INFINITY)?;
     let most_s = unbound.iter().map(|choice| choice.time.total()).fold(least_s, f64::max);
-    let mut soonest = (most_s, f64::INFINITY);
+    let longest = most_s * sample.rounds(&unbound);
+    let (mut shortest, mut soonest) = (longest, (most_s, longest));
     let mut span = (least_s, most_s);
     // All over the range, and again between the neighbours of the best one.
     for _ in 0..2 {
@@ -62,7 +129,10 @@ pub(super) fn soonest<'a>(
         let ratio = (to / from).powf(1.0 / (DEADLINES - 1) as f64);
         for step in 0..DEADLINES {
             let seconds = from * ratio.powf(step as f64);
-            let needed = seconds * rounds(&within(seconds)?);
+            let needed = seconds * sample.rounds(&sample.plans(seconds)?);
+            if seconds == least_s {
+                shortest = needed;
+            }
             if needed < soonest.1 {
                 soonest = (seconds, needed);
             }
@@ -71,20 +141,19 @@ pub(super) fn soonest<'a>(
     }
     let (seconds, needed) = soonest;
     let margin = format!("{:.0} % is left as a margin", 100.0 * (1.0 - DEADLINE_SHARE));
-    let other = |name: &str, seconds: f64| -> Result<String, PlanError> {
-        let longer = seconds * rounds(&within(seconds)?) / needed - 1.0;
-        Ok(format!("{name} ({seconds:.1} s) would take {:.0} % longer to any target", 100.0 * longer))
+    let other = |name: &str, seconds: f64, longer: f64| {
+        format!("; {name} ({seconds:.1} s) would take {:.0} % longer to any target", 100.0 * (longer / needed - 1.0))
     };
     let mut reason =
         format!("automatic: with rounds of {seconds:.1} s the federation is expected to be soonest done; {margin}");
     let whose = slowest.1.map_or_else(String::new, |silo| format!(" that leave silo {silo} its smallest plan"));
     if seconds > least_s {
-        reason += &format!("; {}", other(&format!("the shortest{whose}"), least_s)?);
+        reason += &other(&format!("the shortest{whose}"), least_s, shortest);
     } else {
         reason += &format!("; they are the shortest{whose}");
     }
     if seconds < most_s {
-        reason += &format!("; {}", other("as long as every silo's best plan takes", most_s)?);
+        reason += &other("as long as every silo's best plan takes", most_s, longest);
     }
     Ok((seconds / DEADLINE_SHARE, reason))
 }

@@ -362,7 +362,7 @@ impl Binding {
             |of: &[(&str, bool, String)]| of.iter().map(|(.., text)| text.as_str()).collect::<Vec<_>>().join("; ");
         let names: Vec<&str> = binding.iter().map(|(name, ..)| *name).collect();
         let mut text = match names.as_slice() {
-            [] => return format!("no budget binds, the menu offers nothing larger: {}", texts(&roomy)),
+            [] => return format!("no budget binds, there is nothing larger to choose: {}", texts(&roomy)),
             [one] => format!("{one} binds: "),
             several => format!("{} bind: ", several.join(" and ")),
         };

@@ -11,19 +11,23 @@ mod explain;
 mod finish;
 mod importance;
 mod knapsack;
+mod server_rank;
 mod table;
 mod tuning;
 
 pub use again::again;
-pub use choose::{BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty};
+pub use choose::{
+    BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty, rank_value,
+};
 pub use cost::{AdapterLoad, CostModel, Frame, RoundBatches, compute_time, memory};
 pub use exact::in_solver;
 pub use explain::{grouped_ranks, markdown, optimality};
 pub use finish::Finish;
 pub use importance::{Importance, Scores};
+pub use server_rank::SERVER_RANK;
 pub use tuning::{Tuning, TuningPatterns};
 
-use choose::{Search, feasible};
+use choose::Search;
 pub(crate) use cost::beside_values;
 use table::Weights;
 
@@ -55,9 +59,8 @@ pub(crate) fn spare_bytes(profile: &SiloProfile, plan: &SiloPlan) -> u64 {
 /// When a round ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Deadline {
-    /// The median over the silos of the time that each one's best plan takes when no deadline limits it, with
-    /// the margin of [`DEADLINE_SHARE`]; more when a silo needs more for its smallest plan. Activations count as kept if
-    /// the menu has the choice: computing them again is for the time that is there, not to make every round longer.
+    /// With which the federation is expected to be soonest done, and the margin of [`DEADLINE_SHARE`]. Activations count as
+    /// kept if the menu has the choice: computing them again is for the time that is there, not to make every round longer.
     Auto,
     /// Seconds on the run's clock.
     Seconds(f64),
@@ -68,8 +71,9 @@ pub enum Deadline {
 pub struct PlanSettings {
     /// What to choose from.
     pub menu: Menu,
-    /// Largest rank of the merged adapter.
-    pub server_rank: usize,
+    /// Largest rank of the merged adapter; none for that of the menu's with which the federation is expected to be soonest
+    /// done, and no silo is then given a larger one.
+    pub server_rank: Option<usize>,
     /// Optimizer steps of a round.
     pub local_steps: usize,
     /// Bytes that a value takes in the codec ([`crate::codec::CODECS`]).
@@ -83,6 +87,20 @@ pub struct PlanSettings {
     pub coverage: usize,
     /// Weights that every silo trains, and such that none does.
     pub tuning: TuningPatterns,
+}
+
+impl PlanSettings {
+    /// With the merged adapter's largest rank given, and no rank of the menu above it.
+    pub(crate) fn up_to(&self, server_rank: usize) -> Self {
+        let mut settings = Self { server_rank: Some(server_rank), ..self.clone() };
+        settings.menu.ranks.retain(|&rank| rank <= server_rank);
+        settings
+    }
+
+    /// The merged adapter's largest rank as it is given, or the menu's.
+    fn merged_rank(&self) -> usize {
+        self.server_rank.or(self.menu.ranks.last().copied()).unwrap_or(1)
+    }
 }
 
 /// Budgets that cannot be kept, or a menu that offers nothing.
@@ -189,7 +207,8 @@ pub enum PlanError {
     /// Not even the smallest plan keeps the cap on data.
     #[error(
         "silo {silo}: the smallest plan ({smallest}) moves up to {needs_mib:.2} MiB a round, {:.2} MiB more than its data_cap_mib of \
-         {cap_mib}; raise it to at least {:.2}, lower federation.server_rank, or choose a codec of fewer bytes a value{}",
+         {cap_mib}; raise it to at least {:.2}, let the merged adapter have a lower rank (adapter.ranks, federation.server_rank), or \
+         choose a codec of fewer bytes a value{}",
         needs_mib - cap_mib, (100.0 * needs_mib).ceil() / 100.0, or_fewer(smallest)
     )]
     Data {
@@ -254,47 +273,70 @@ pub fn plan<'a>(
         return Err(PlanError::NoSilos);
     }
     let tuning = &Tuning::of(&settings.tuning, &model.candidates, &settings.menu.ranks)?;
-    let model = &*tuning.model(model);
-    let shared = profiles
-        .values()
-        .next()
-        .map(|profile| Weights::of(&problem(model, profile, importance.federation, settings, tuning, f64::INFINITY)));
-    let shared = &shared.ok_or(PlanError::NoSilos)?;
-    let views: Vec<View<'_>> = profiles.values().map(|profile| View::of(model, profile, &importance, shared)).collect();
-    let problem = |view, time_budget| problem_of(model, view, settings, tuning, time_budget);
-    let kept = keeping(&settings.menu);
-    let deadline = match settings.deadline {
-        Deadline::Seconds(seconds) => (seconds, "given in the configuration".to_string()),
-        Deadline::Auto => {
-            let problem = |view, budget| SiloProblem { menu: &kept, ..problem(view, budget) };
-            deadline::soonest(&views, problem)?
-        }
-    };
-    let slower = |aim_s| {
-        let of = |view| match feasible(&problem(view, aim_s)) {
-            Err(Shortfall::Time { needs }) => Some((view.profile.silo.clone(), needs)),
-            // Another shortfall is told where it is planned for.
-            _ => None,
-        };
-        views.iter().filter_map(of).collect()
-    };
-    let deadline = match settings.finish {
-        Some(finish) => finish.cut(deadline, slower, &smallest_plan(tuning))?,
-        None => deadline,
-    };
-    let problems: Vec<SiloProblem<'_>> = views.iter().map(|view| problem(view, deadline.0 * DEADLINE_SHARE)).collect();
-    let searches: Vec<Search<'_, '_>> =
-        problems.iter().zip(&views).map(|(problem, view)| Search::new(problem, &view.weights)).collect();
-    let covered = coverage::solve(shared, &searches, settings.coverage)
-        .map_err(|(silo, shortfall)| refusal(&problems[silo], deadline.0, shortfall))?;
-    let with_runners_up = searches.len() <= EXPLAINED_SILOS;
-    let mut silos = BTreeMap::new();
-    for (search, found) in searches.iter().zip(covered.silos) {
-        let plan = silo_plan(search, found, covered.apart, with_runners_up, deadline.0);
-        silos.insert(plan.silo.clone(), plan);
+    let enrolled = Enrolled { model: &tuning.model(model), profiles, importance, tuning };
+    if settings.server_rank.is_none() {
+        let (settings, deadline, chosen) = server_rank::soonest(&enrolled, settings)?;
+        let shared = enrolled.weights(&settings)?;
+        let plan = enrolled.plan(&shared, &enrolled.views(&shared), &settings, deadline)?;
+        return Ok(Plan { chosen: vec![chosen], ..plan });
     }
-    let (local_steps, (deadline_s, deadline_reason)) = (settings.local_steps, deadline);
-    Ok(Plan { local_steps, chosen: vec![], deadline_s, deadline_reason, optimality: covered.optimality, silos })
+    let shared = enrolled.weights(settings)?;
+    let views = enrolled.views(&shared);
+    enrolled.plan(&shared, &views, settings, deadline::of(&enrolled, &views, settings)?)
+}
+
+/// Who is planned for, and by what.
+struct Enrolled<'a> {
+    /// Without the weights that nobody trains.
+    model: &'a ModelSpec,
+    profiles: &'a BTreeMap<SiloId, SiloProfile>,
+    importance: Importance<'a>,
+    tuning: &'a Tuning,
+}
+
+impl<'a> Enrolled<'a> {
+    /// The weights by the federation's importance.
+    fn weights(&self, settings: &PlanSettings) -> Result<Weights, PlanError> {
+        let any = self.profiles.values().next().ok_or(PlanError::NoSilos)?;
+        let federation = self.importance.federation;
+        Ok(Weights::of(&problem(self.model, any, federation, settings, self.tuning, f64::INFINITY)))
+    }
+
+    fn views<'v>(&self, shared: &'v Weights) -> Vec<View<'v>>
+    where
+        'a: 'v,
+    {
+        self.profiles.values().map(|profile| View::of(self.model, profile, &self.importance, shared)).collect()
+    }
+
+    fn problem<'p>(&'p self, view: &'p View<'_>, settings: &'p PlanSettings, time_budget: f64) -> SiloProblem<'p> {
+        problem(self.model, view.profile, &view.importance, settings, self.tuning, time_budget)
+    }
+
+    /// Plans under a deadline, with the reason for that.
+    fn plan(
+        &self,
+        shared: &Weights,
+        views: &[View<'_>],
+        settings: &PlanSettings,
+        (deadline_s, deadline_reason): (f64, String),
+    ) -> Result<Plan, PlanError> {
+        let problem = |view| self.problem(view, settings, deadline_s * DEADLINE_SHARE);
+        let problems: Vec<SiloProblem<'_>> = views.iter().map(problem).collect();
+        let searches: Vec<Search<'_, '_>> =
+            problems.iter().zip(views).map(|(problem, view)| Search::new(problem, &view.weights)).collect();
+        let covered = coverage::solve(shared, &searches, settings.coverage)
+            .map_err(|(silo, shortfall)| refusal(&problems[silo], deadline_s, shortfall))?;
+        let with_runners_up = searches.len() <= EXPLAINED_SILOS;
+        let mut silos = BTreeMap::new();
+        for (search, found) in searches.iter().zip(covered.silos) {
+            let plan = silo_plan(search, found, covered.apart, with_runners_up, deadline_s);
+            silos.insert(plan.silo.clone(), plan);
+        }
+        let (local_steps, server_rank) = (settings.local_steps, settings.merged_rank());
+        let optimality = covered.optimality;
+        Ok(Plan { local_steps, server_rank, chosen: vec![], deadline_s, deadline_reason, optimality, silos })
+    }
 }
 
 /// What was found for a silo, with its reasons; `apart` says that it does what it would do alone.
@@ -324,16 +366,6 @@ impl<'a> View<'a> {
     }
 }
 
-fn problem_of<'a>(
-    model: &'a ModelSpec,
-    view: &'a View<'_>,
-    settings: &'a PlanSettings,
-    tuning: &'a Tuning,
-    time_budget: f64,
-) -> SiloProblem<'a> {
-    problem(model, view.profile, &view.importance, settings, tuning, time_budget)
-}
-
 fn problem<'a>(
     model: &'a ModelSpec,
     profile: &'a SiloProfile,
@@ -345,18 +377,12 @@ fn problem<'a>(
     let cost = CostModel {
         model,
         profile,
-        server_rank: settings.server_rank,
+        server_rank: settings.merged_rank(),
         local_steps: settings.local_steps,
         value_bytes: settings.value_bytes,
     };
     let (memory_budget, data_budget) = (memory_aim(profile), profile.data_cap_bytes() - beside_values(model));
     SiloProblem { cost, importance, menu: &settings.menu, tuning, memory_budget, time_budget, data_budget }
-}
-
-/// The menu with activations kept, unless it says that they must not be.
-fn keeping(menu: &Menu) -> Menu {
-    let recompute = if menu.recompute.contains(&false) { vec![false] } else { menu.recompute.clone() };
-    Menu { recompute, ..menu.clone() }
 }
 
 fn refusal(problem: &SiloProblem<'_>, deadline_s: f64, shortfall: Shortfall) -> PlanError {

@@ -5,7 +5,7 @@
 //! weights, but for one term of recomputation. Costs of a rank hang on the frame and on the shape of the weight alone, so
 //! a frame keeps them once for every shape.
 
-use super::choose::{SiloProblem, format_penalty};
+use super::choose::{SiloProblem, format_penalty, rank_value};
 use super::cost::{AdapterLoad, Frame, capped};
 use fedpipe_core::{ModelSpec, WeightId};
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ impl Weights {
                     menu.ranks.iter().copied().filter(|&rank| rank == capped(candidate, rank)).collect();
                 shapes.push(Shape {
                     extents,
-                    values: ranks.iter().map(|&rank| menu.rank_value(rank)).collect(),
+                    values: ranks.iter().map(|&rank| rank_value(rank)).collect(),
                     loads: ranks.iter().map(|&rank| cost.raised(&empty[0], candidate, 0, rank)).collect(),
                     ranks,
                 });
@@ -167,16 +167,13 @@ impl FrameTable {
 
 #[cfg(test)]
 impl Weights {
-    /// Weights of these shapes' ranks; a rank is worth what it is in a menu that ends with the last.
+    /// Weights of these shapes' ranks.
     pub(super) fn from_parts(rows: Vec<Row>, layers: usize, ranks: &[Vec<usize>]) -> Self {
-        let shapes = ranks.iter().enumerate().map(|(place, ranks)| {
-            let largest = (1.0 + *ranks.last().unwrap() as f64).log2();
-            Shape {
-                extents: (place, place),
-                values: ranks.iter().map(|&rank| (1.0 + rank as f64).log2() / largest).collect(),
-                ranks: ranks.clone(),
-                loads: vec![],
-            }
+        let shapes = ranks.iter().enumerate().map(|(place, ranks)| Shape {
+            extents: (place, place),
+            values: ranks.iter().map(|&rank| rank_value(rank)).collect(),
+            ranks: ranks.clone(),
+            loads: vec![],
         });
         let at_or_above = (0..=layers).map(|lowest| rows.iter().filter(|row| row.layer >= lowest).count()).collect();
         Self { rows, at_or_above, shapes: shapes.collect(), empty: Arc::new([]), smallest: Arc::new([]) }

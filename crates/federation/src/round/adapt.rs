@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 pub struct Adaptation {
     /// The base model.
     pub model: ModelSpec,
-    /// What the first plan was made with. Its deadline and its steps play no part: those of the plan in force stand.
+    /// What the first plan was made with. Its deadline, its steps and its server's rank play no part: those of the plan in
+    /// force stand, and so do the ranks up to that.
     pub settings: PlanSettings,
     /// μ of [`Importance`].
     pub own_importance: f64,
@@ -34,7 +35,7 @@ impl Adaptation {
 
     fn settings(&self, state: &RunState) -> PlanSettings {
         let (deadline, local_steps) = (Deadline::Seconds(state.plan.deadline_s), state.plan.local_steps);
-        let mut settings = PlanSettings { deadline, local_steps, ..self.settings.clone() };
+        let mut settings = PlanSettings { deadline, local_steps, ..self.settings.up_to(state.plan.server_rank) };
         settings.tuning.never.extend(state.never_tune.iter().cloned());
         settings
     }
@@ -111,12 +112,11 @@ impl Engine<'_> {
 
     /// Looks at importance again, the federation's and the silos' own, and plans anew for everybody.
     fn refresh_importance(&self, adaptation: &Adaptation, state: &mut RunState, updates: &[Update]) {
-        let menu = &adaptation.settings.menu;
         let mut sensed = Vec::new();
         for update in updates.iter().filter(|update| !update.sensitivity.is_empty()) {
             let Outcome::Trained(adapter) = &update.outcome else { continue };
             let by_weight = adapter.factors.iter().filter_map(|(weight, factors)| {
-                let worth = menu.rank_value(factors.rank());
+                let worth = plan::rank_value(factors.rank());
                 Some((weight.clone(), update.sensitivity.get(weight)? / worth)).filter(|_| worth > 0.0)
             });
             let of_silo = Sensed { examples: update.examples, by_weight: by_weight.collect() };

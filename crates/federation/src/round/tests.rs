@@ -33,7 +33,7 @@ fn method_settings() -> MethodSettings {
         max_grad_norm: 1.0,
         dropout: 0.0,
     };
-    MethodSettings { model: toy_model(), training, aggregator: &Product, server_rank: 4 }
+    MethodSettings { model: toy_model(), training, aggregator: &Product }
 }
 
 /// Everything an engine borrows, with the parts that a test wants to change.
@@ -81,7 +81,7 @@ impl Federation {
         let identified = self.identify(&SvdSensitivity, &profiles);
         let settings = PlanSettings {
             menu: menu(),
-            server_rank: 4,
+            server_rank: Some(4),
             local_steps: 5,
             value_bytes: 4.0,
             deadline: Deadline::Seconds(DEADLINE_S),

@@ -254,8 +254,8 @@ pub struct FederationConfig {
     /// Hours on the run's clock within which all rounds must end: each may last an equal part of them at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish_within_h: Option<f64>,
-    /// Largest rank of the merged factors.
-    pub server_rank: usize,
+    /// Largest rank of the merged factors, or that of the ranks that the planner chooses.
+    pub server_rank: Auto<usize>,
     /// Updates of a larger Frobenius norm are refused.
     pub max_update_norm: f64,
     /// Rounds from one estimate of importance from the adapters in training to the next; 0 leaves it at the probe.

@@ -147,13 +147,13 @@ fn federation(mut section: Section<'_>, adapter: &AdapterConfig) -> FederationCo
         quorum: section.number("quorum", 0.5, TINY..=1.0),
         deadline_s: section.auto_number("deadline_s", Auto::Auto, 1e-3..=1e9),
         finish_within_h: section.optional_number("finish_within_h", 1e-6..=1e6),
-        server_rank: section.count("server_rank", largest, 1..=MAX_RANK),
+        server_rank: section.auto_count("server_rank", Auto::Auto, 1..=MAX_RANK),
         max_update_norm: section.number("max_update_norm", 1e3, TINY..=1e9),
         refresh_importance: section.count("refresh_importance", 0, 0..=100_000) as u32,
         partition: partition(&mut section),
     };
-    if config.server_rank < largest {
-        let title = format!("server_rank {} is below {largest}, the largest of adapter.ranks", config.server_rank);
+    if let Some(server_rank) = config.server_rank.given().filter(|&rank| rank < largest) {
+        let title = format!("server_rank {server_rank} is below {largest}, the largest of adapter.ranks");
         section.problems().add(Problem::new(title, server_rank_at));
     }
     section.finish();

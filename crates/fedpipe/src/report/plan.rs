@@ -64,8 +64,14 @@ fn reasons(plan: &Plan) -> String {
 /// What becomes of a plan: the rounds, the objective, and every silo that would do otherwise.
 pub fn difference(now: &Plan, then: &Plan) -> String {
     let mut out = format!(
-        "Deadline of a round: {:.1} → {:.1} s. Objective of all silos together: {:.4} → {:.4}.\n",
-        now.deadline_s, then.deadline_s, now.optimality.objective, then.optimality.objective
+        "Deadline of a round: {:.1} → {:.1} s. Objective of all silos together: {:.4} → {:.4}. Largest rank of the merged \
+         adapter: {} → {}.\n",
+        now.deadline_s,
+        then.deadline_s,
+        now.optimality.objective,
+        then.optimality.objective,
+        now.server_rank,
+        then.server_rank
     );
     let mut table = Table::new();
     table.load_style(TERMINAL).set_header([
@@ -218,7 +224,7 @@ mod tests {
     fn what_would_change_reads_well() {
         let now = fixture::state().plan;
         let mut then = now.clone();
-        (then.deadline_s, then.optimality.objective) = (24.5, 1.25);
+        (then.deadline_s, then.optimality.objective, then.server_rank) = (24.5, 1.25, 8);
         let mut silos = then.silos.values_mut();
         let (more, less) = (silos.next().unwrap(), silos.next().unwrap());
         (more.batch_size, more.base_format, more.objective) = (64, fedpipe_core::BaseFormat::F32, 0.93);

@@ -7,7 +7,7 @@ use fedpipe_testkit::toy_model;
 const UPPER: &str = "layer.1.query";
 const LOWER: &str = "layer.0.query";
 
-fn method(aggregator: &'static dyn Aggregator, server_rank: usize) -> FedPipe {
+fn method(aggregator: &'static dyn Aggregator) -> FedPipe {
     let training = LocalTraining {
         rounds: 4,
         warmup_ratio: 0.25,
@@ -16,7 +16,7 @@ fn method(aggregator: &'static dyn Aggregator, server_rank: usize) -> FedPipe {
         max_grad_norm: 1.0,
         dropout: 0.1,
     };
-    FedPipe::new(MethodSettings { model: toy_model(), training, aggregator, server_rank })
+    FedPipe::new(MethodSettings { model: toy_model(), training, aggregator })
 }
 
 fn plan(silo: &str, ranks: &[(&str, usize)]) -> SiloPlan {
@@ -55,6 +55,7 @@ fn state() -> RunState {
         slowness: BTreeMap::new(),
         plan: Plan {
             local_steps: 5,
+            server_rank: 4,
             chosen: vec![],
             deadline_s: 1.0,
             deadline_reason: String::new(),
@@ -89,7 +90,7 @@ fn a_task_says_what_its_plan_leaves_of_the_memory() {
         let mut state = state();
         state.profiles.insert("a".into(), fedpipe_testkit::toy_profile("a"));
         state.plan.silos.get_mut(&"a".into()).unwrap().memory.base = base;
-        work(&method(&Product, 4).tasks(&state, &["a".into()])[0]).spare_bytes
+        work(&method(&Product).tasks(&state, &["a".into()])[0]).spare_bytes
     };
     assert_eq!((spare(900_000.0), spare(2e6)), (96_147, 0));
 }
@@ -125,7 +126,7 @@ fn assert_diagonal(factors: &LowRank, expected: [f32; 4]) {
 
 #[test]
 fn a_silo_trains_the_strongest_components_and_applies_the_rest() {
-    let tasks = method(&Product, 4).tasks(&state(), &["a".into(), "b".into(), "c".into()]);
+    let tasks = method(&Product).tasks(&state(), &["a".into(), "b".into(), "c".into()]);
     let (a, b, c) = (work(&tasks[0]), work(&tasks[1]), work(&tasks[2]));
     assert_eq!(a.adapter.factors[&UPPER.into()], diagonal(&[3.0, 2.0, 1.0]).components(0..2));
     assert_eq!(a.fixed, [(UPPER.into(), diagonal(&[3.0, 2.0, 1.0]).components(2..3))].into());
@@ -149,14 +150,14 @@ fn fresh_components_agree_between_silos_and_differ_between_rounds_and_weights() 
     let mut state = state();
     state.adapter.factors.clear();
     state.plan.silos.insert("a".into(), plan("a", &[(UPPER, 2), (LOWER, 2)]));
-    let tasks = method(&Product, 4).tasks(&state, &["a".into(), "b".into()]);
+    let tasks = method(&Product).tasks(&state, &["a".into(), "b".into()]);
     let (a, b) = (work(&tasks[0]), work(&tasks[1]));
     let of = |work: &TrainWork, weight: &str| work.adapter.factors[&weight.into()].components(0..1);
     assert_eq!(of(a, UPPER), of(b, UPPER));
     assert_eq!(of(a, LOWER), of(b, LOWER));
     assert_ne!(of(a, UPPER), of(a, LOWER));
     state.round += 1;
-    let later = method(&Product, 4).tasks(&state, &["a".into()]);
+    let later = method(&Product).tasks(&state, &["a".into()]);
     assert_ne!(of(work(&later[0]), UPPER), of(a, UPPER));
     assert_ne!(tasks[0].seed, tasks[1].seed);
 }
@@ -170,7 +171,7 @@ fn the_fold_is_the_mean_of_whole_models_over_those_who_trained() {
         update("b", 100, &[(UPPER, diagonal(&[3.0, 6.0, 1.0])), (LOWER, diagonal(&[5.0]))], 5.0),
     ];
     for rule in [&Product as &'static dyn Aggregator, &ZeroPad] {
-        let folded = method(rule, 4).fold(&state(), &updates).unwrap();
+        let folded = method(rule).fold(&state(), &updates).unwrap();
         if rule.name() == "product" {
             assert_diagonal(&folded.factors[&UPPER.into()], [6.0, 3.0, 1.0, 0.0]);
         }
@@ -179,7 +180,9 @@ fn the_fold_is_the_mean_of_whole_models_over_those_who_trained() {
         assert_eq!(folded.scaling, 2.0);
     }
     // A server of rank 2 keeps the two strongest.
-    let folded = method(&Product, 2).fold(&state(), &updates).unwrap();
+    let mut state = state();
+    state.plan.server_rank = 2;
+    let folded = method(&Product).fold(&state, &updates).unwrap();
     assert_diagonal(&folded.factors[&UPPER.into()], [6.0, 3.0, 0.0, 0.0]);
 }
 
@@ -188,7 +191,7 @@ fn the_fold_is_the_mean_of_whole_models_over_those_who_trained() {
 fn components_that_no_silo_can_hold_survive_rounds_of_small_silos() {
     let mut state = state();
     state.plan.silos = [plan("a", &[(UPPER, 1)])].map(|plan| (plan.silo.clone(), plan)).into();
-    let method = method(&Product, 4);
+    let method = method(&Product);
     for _ in 0..5 {
         let tasks = method.tasks(&state, &["a".into()]);
         let trained = work(&tasks[0]).adapter.factors[&UPPER.into()].clone();
@@ -200,7 +203,7 @@ fn components_that_no_silo_can_hold_survive_rounds_of_small_silos() {
 
 #[test]
 fn weights_that_nobody_trained_stay_and_odd_shapes_are_an_error() {
-    let method = method(&Product, 4);
+    let method = method(&Product);
     let folded = method.fold(&state(), &[update("c", 100, &[], 0.0)]).unwrap();
     assert_eq!(folded.factors, state().adapter.factors);
     let narrow = LowRank::new(Matrix::zeros(1, 3), Matrix::zeros(4, 1)).unwrap();

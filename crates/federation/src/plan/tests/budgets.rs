@@ -106,7 +106,8 @@ fn a_cap_on_data_bounds_the_ranks_and_is_among_the_reasons() {
     assert_eq!(
         error.to_string(),
         "silo a: the smallest plan (head only) moves up to 9.50 MiB a round, 1.50 MiB more than its data_cap_mib of 8; raise it \
-         to at least 9.51, lower federation.server_rank, or choose a codec of fewer bytes a value"
+         to at least 9.51, let the merged adapter have a lower rank (adapter.ranks, federation.server_rank), or choose a codec \
+         of fewer bytes a value"
     );
 }
 

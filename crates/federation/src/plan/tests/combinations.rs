@@ -199,7 +199,7 @@ fn covered_as_well_as_can_be(own_share: f64, least_proven: usize) {
         let importance = Importance { federation: &federation, own: &own, own_share };
         let of_silos: Vec<Scores> = all.keys().map(|id| importance.of(id).into_owned()).collect();
         let mut settings = settings(Deadline::Seconds(stream.random_range(60.0..900.0)));
-        (settings.menu.batch_sizes, settings.coverage) = (vec![2, 4], 2);
+        (settings.menu.batch_sizes, settings.menu.batch_value, settings.coverage) = (vec![2, 4], 0.2, 2);
         let tuning = match instance % 2 {
             0 => Tuning::default(),
             _ => decided(&mut stream, &model, &settings.menu.ranks),

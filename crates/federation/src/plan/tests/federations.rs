@@ -51,7 +51,7 @@ fn instance(seed: u64) -> Instance {
     settings.menu.recompute = vec![false, true];
     settings.menu.ranks = vec![2, 4, 8];
     settings.menu.batch_value = BATCH_VALUE;
-    (settings.server_rank, settings.coverage) = (8, coverage as usize);
+    (settings.server_rank, settings.coverage) = (Some(8), coverage as usize);
     Instance { model, importance, profiles, settings }
 }
 

@@ -14,7 +14,7 @@ fn plan_settings() -> PlanSettings {
     let (finish, tuning) = (None, Default::default());
     PlanSettings {
         menu: menu(),
-        server_rank: 4,
+        server_rank: Some(4),
         local_steps: 5,
         value_bytes: 4.0,
         deadline,
@@ -208,7 +208,8 @@ fn importance_is_refreshed_from_what_silos_hand_back() {
             let Update { silo, examples, outcome: Outcome::Trained(adapter), sensitivity, .. } = update.unwrap() else {
                 panic!("scores")
             };
-            let worth = |weight: &WeightId| (1.0 + adapter.factors[weight].rank() as f64).log2() / 3f64.log2();
+            let rank = |weight: &WeightId| adapter.factors[weight].rank() as f64;
+            let worth = |weight: &WeightId| rank(weight) / (rank(weight) + 1.0);
             let by_weight: BTreeMap<WeightId, f64> =
                 sensitivity.iter().map(|(w, &s)| (w.clone(), f64::from(s as f32) / worth(w))).collect();
             assert_eq!(by_weight.len(), before.plan.silos[&silo].ranks.len());
@@ -229,6 +230,27 @@ fn importance_is_refreshed_from_what_silos_hand_back() {
     let events = federation.recorder.events();
     assert!(events.contains(&Event::Planned(state.plan)));
     assert_eq!(events.iter().filter(|event| matches!(event, Event::Identified { .. })).count(), 2);
+}
+
+/// Whichever rank the server has in the plan in force, be it the planner's choice or not, it has to the end, and no silo is
+/// given a larger one.
+#[test]
+fn plans_made_anew_keep_the_server_rank() {
+    let settings = PlanSettings { server_rank: None, ..plan_settings() };
+    let federation = federation(Adaptation { settings: settings.clone(), ..adaptation(3) });
+    let mut state = start_planned(&federation);
+    let chosen = plan(&toy_model(), &state.profiles, &state.importance, &settings).unwrap().chosen;
+    assert_eq!(chosen.len(), 1);
+    for server_rank in [1, 2] {
+        let small = plan(&toy_model(), &state.profiles, &state.importance, &settings.up_to(server_rank)).unwrap();
+        state.plan = Plan { chosen: chosen.clone(), ..small };
+        let after = rounds(&federation, state.clone(), 6, 0.2);
+        let changed: Vec<Option<SiloId>> = after.plan_changes.iter().map(|change| change.silo.clone()).collect();
+        assert!(changed.contains(&None) && changed.contains(&Some("b".into())), "{changed:?}");
+        assert_eq!((after.plan.server_rank, &after.plan.chosen), (server_rank, &chosen));
+        let largest = after.plan.silos.values().flat_map(|silo| silo.ranks.values()).max();
+        assert_eq!(largest, Some(&server_rank));
+    }
 }
 
 #[test]
