@@ -26,7 +26,7 @@ FORMAT = 2
 # Accuracies that settings race to.
 TARGETS = [0.94, 0.95, 0.96]
 # Seconds on the run's clock that runs last.
-LENGTH_S = 50.0
+LENGTH_S = 25.0
 
 # name -> (workload, settings): batch, ranks, format, depth and recomputation differ.
 TRUTH = {
@@ -46,8 +46,10 @@ TRUTH = {
 }
 # Single settings that fit all four silos of examples/r8.toml, and the lengths of their runs. The learning rate falls to 0 over
 # the whole of a run, so a short run gets sooner to where it can get: they are run at two lengths, and the sooner counts.
-UNIFORM = [{"f": "bf16", "b": 4, "r": 8, "below": 3}, {"f": "nf8", "b": 4, "r": 2}]
-UNIFORM_LENGTHS_S = [LENGTH_S, 75.0]
+UNIFORM = [
+    {"f": "nf4", "b": 4, "r": 4, "below": 4}, {"f": "bf16", "b": 4, "r": 4, "below": 4}, {"f": "nf4", "b": 4, "r": 4, "below": 3},
+]
+UNIFORM_LENGTHS_S = [LENGTH_S, 45.0]
 # What is switched off, and what stands in its place.
 ABLATIONS = {
     "all of it": [],
@@ -327,7 +329,7 @@ def curves(source, target):
         value = low + 0.02 * step
         parts.append(f'<path d="M{left} {y(value):.1f}H{width - right}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for seconds in range(0, int(end) + 1, 15):
+    for seconds in range(0, int(end) + 1, 5):
         parts.append(f'<text x="{x(seconds):.1f}" y="{top + plot + 16}" text-anchor="middle">{seconds}</text>')
     parts.append(f'<text x="{(left + width - right) / 2}" y="{top + plot + 32}" text-anchor="middle">seconds on the run’s clock</text>')
     middle = top + plot / 2
