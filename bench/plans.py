@@ -55,6 +55,7 @@ ABLATIONS = {
     "all of it": [],
     "importance → random": ["federation.importance='random'"],
     "ranks → one for all that train": ["adapter.ranks=[8]"],
+    "the merged adapter's rank → 16": ["federation.server_rank=16"],
     "batch → 4 in every silo": ["plan.batch_sizes=[4]"],
     "formats → nf4 in every silo": ["plan.base_formats=['nf4']"],
 }
