@@ -256,17 +256,19 @@ impl<'a> Cutter<'a> {
         first.set_type_ids(vec![1; first.len()]);
         first.truncate(self.room - question.len(), self.stride, TruncationDirection::Right);
         let others = first.take_overflowing();
-        let whole = |piece| tokenizer.post_process(question.clone(), Some(piece), true).map_err(refused);
-        let windows = std::iter::once(first).chain(others).map(whole);
-        windows.map(|window| Ok(self.window(&window?, answer.as_ref()))).collect()
+        let cut = |piece: Encoding| {
+            // Taken before: a byte-level post-processor would trim the spaces before words a second time.
+            let offsets = piece.get_offsets().to_vec();
+            let whole = tokenizer.post_process(question.clone(), Some(piece), true).map_err(refused)?;
+            Ok(self.window(&whole, &offsets, answer.as_ref()))
+        };
+        std::iter::once(first).chain(others).map(cut).collect()
     }
 
-    fn window(&self, encoding: &Encoding, answer: Option<&Range<usize>>) -> Cut {
+    fn window(&self, encoding: &Encoding, tokens: &[(usize, usize)], answer: Option<&Range<usize>>) -> Cut {
         let of_passage = |sequence: &Option<usize>| *sequence == Some(1);
         let sequences = encoding.get_sequence_ids();
         let first = sequences.iter().position(of_passage).unwrap_or(0);
-        let count = sequences.iter().filter(|sequence| of_passage(sequence)).count();
-        let tokens = &encoding.get_offsets()[first..first + count];
         // The last token that begins by where the answer begins, and the first that ends by where it ends.
         let inside = |answer: &&Range<usize>| {
             tokens.first().is_some_and(|token| token.0 <= answer.start)
