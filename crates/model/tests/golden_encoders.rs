@@ -10,7 +10,7 @@ use common::{
 };
 use fedpipe_core::{Adapter, BaseFormat};
 use fedpipe_model::adapter::Adapters;
-use fedpipe_model::data::{Dataset, Example, Origin, Reading, Targets};
+use fedpipe_model::data::{Dataset, Example, Origin, Reading, Span, Targets};
 use fedpipe_model::head::{HeadKind, SPAN};
 use fedpipe_model::io::{MergedLayout, ModelFiles, read_adapter, write_merged};
 use fedpipe_model::ops::{HeadTargets, Offsets, OpsKind, Pass, Workspace};
@@ -200,6 +200,31 @@ fn passages_are_cut_as_transformers_does() {
         }
         assert!(read_back >= 3, "{name}: {read_back} answers were found in a window");
     }
+}
+
+/// Tokens that hold the space before their word say the word alone, whole: as the tokenizer writes them, without the space.
+#[test]
+fn byte_level_tokens_read_back_without_their_space() {
+    let passage = "oil or of dearer wheat [ordered] on or off";
+    let example = Example {
+        text: "what?".into(),
+        second: Some(passage.into()),
+        label: "[]".into(),
+        site: None,
+        origin: Origin::new("passage".as_ref(), 1),
+    };
+    let encoder = BaseModel::open(&fixture("roberta")).unwrap().text_encoder(128).unwrap();
+    let found = encoder.questions(&[example], Reading { stride: 8, unanswerable: true }).unwrap();
+    let Targets::Spans(spans) = &found.targets else { panic!("no spans") };
+    let questions = spans.questions.as_ref().unwrap();
+    let mut spaced = 0;
+    for place in questions.passage_tokens(0) {
+        let token = Span { start: place as u32, end: place as u32, ..spans.places[0] };
+        let written = encoder.whole().decode(&found.text(0)[place..=place], false).unwrap();
+        assert_eq!(questions.text(token), written.trim_start(), "token {place}");
+        spaced += usize::from(written.len() > 1 && written.starts_with(' '));
+    }
+    assert!(spaced >= 5, "{spaced} tokens begin with a space");
 }
 
 /// A checkpoint of the encoder alone has its names without the prefix; one of pre-training has a pooler that is not used.

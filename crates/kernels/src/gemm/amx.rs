@@ -382,39 +382,35 @@ unsafe fn product_of<const WIDE: bool>(
         } else {
             zero_sums::<false, WIDE>();
         }
-        for piece in 0..pieces {
-            let (left, right) = (left.add(piece * pieces_apart), right.add(piece * TILE_LANES * 2 * LANES));
-            asm!(
-                "tileloadd tmm4, [{left} + {left_stride}]",
-                "tileloadd tmm6, [{right} + {right_stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                left = in(reg) left, left_stride = in(reg) ROW_BYTES, right = in(reg) right, right_stride = in(reg) wide_bytes,
-                options(nostack, readonly, preserves_flags)
-            );
-            if WIDE {
+        // A piece of depth, by the registers of its left side and of the right side's two columns of lanes.
+        macro_rules! add_piece {
+            ($piece:expr, $left:literal, $first:literal, $second:literal) => {
+                let left = left.add($piece * pieces_apart);
+                let right = right.add($piece * TILE_LANES * 2 * LANES);
                 asm!(
-                    "tileloadd tmm7, [{right} + {right_stride} + 64]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    right = in(reg) right, right_stride = in(reg) wide_bytes, options(nostack, readonly, preserves_flags)
+                    concat!("tileloadd ", $left, ", [{left} + {left_stride}]"),
+                    concat!("tileloadd ", $first, ", [{right} + {right_stride}]"),
+                    concat!("tdpbf16ps tmm0, ", $left, ", ", $first),
+                    left = in(reg) left, left_stride = in(reg) ROW_BYTES,
+                    right = in(reg) right, right_stride = in(reg) wide_bytes,
+                    options(nostack, readonly, preserves_flags)
                 );
-            }
+                if WIDE {
+                    asm!(
+                        concat!("tileloadd ", $second, ", [{right} + {right_stride} + 64]"),
+                        concat!("tdpbf16ps tmm1, ", $left, ", ", $second),
+                        right = in(reg) right, right_stride = in(reg) wide_bytes,
+                        options(nostack, readonly, preserves_flags)
+                    );
+                }
+            };
+        }
+        for piece in 0..pieces {
+            add_piece!(piece, "tmm4", "tmm6", "tmm7");
         }
         if rest > 0 {
-            let (left, right) = (left.add(pieces * pieces_apart), right.add(pieces * TILE_LANES * 2 * LANES));
-            asm!(
-                "tileloadd tmm5, [{left} + {left_stride}]",
-                "tileloadd tmm2, [{right} + {right_stride}]",
-                "tdpbf16ps tmm0, tmm5, tmm2",
-                left = in(reg) left, left_stride = in(reg) ROW_BYTES, right = in(reg) right, right_stride = in(reg) wide_bytes,
-                options(nostack, readonly, preserves_flags)
-            );
-            if WIDE {
-                asm!(
-                    "tileloadd tmm3, [{right} + {right_stride} + 64]",
-                    "tdpbf16ps tmm1, tmm5, tmm3",
-                    right = in(reg) right, right_stride = in(reg) wide_bytes, options(nostack, readonly, preserves_flags)
-                );
-            }
+            // Registers of the rest's own shapes.
+            add_piece!(pieces, "tmm5", "tmm2", "tmm3");
         }
         store_sums::<false, WIDE>(to);
     }

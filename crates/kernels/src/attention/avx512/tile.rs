@@ -65,13 +65,15 @@ pub(super) fn product<E: Element>(
     let pieces = size.depth.div_ceil(LANES);
     assert!(left.len() >= (pieces - 1) * stride + size.rows, "a left side of {} rows", left.len());
     check(right, size, to);
-    let left = left.as_ptr().cast();
+    let (left, stride) = (left.as_ptr().cast(), stride * LANES);
     // SAFETY: checked; the path of a multiplier is a supported one.
     unsafe {
         if let Some(registers) = &by.registers {
-            run_in_tile_registers(registers, left, stride * LANES, right, size, former, to);
+            let extents = (size.rows, size.columns > LANES, size.depth);
+            let (right, to) = (right.as_ptr().cast(), to.as_mut_ptr().cast());
+            tile_product(registers, (left, stride), right, extents, former == Former::Added, to);
         } else {
-            run::<false, E>(left, stride * LANES, right, size, former, to);
+            run::<false, E>(left, stride, right, size, former, to);
         }
     }
 }
@@ -88,14 +90,13 @@ pub(super) fn product_turned<E: Element>(
     to: &mut [Wide<f32>],
 ) {
     assert!(left.len() >= size.depth && first + size.rows <= 2 * LANES, "a left side of {} lanes", left.len());
-    check(right, size, to);
-    if let Some(registers) = &by.registers {
+    if by.registers.is_some() {
+        // Tile registers have no way to read columns.
         let mut rows = [[[0; LANES]; ROWS]; MOST_PIECES];
         turn_back(left, first, size.depth, &mut rows);
-        // SAFETY: checked; there are as many rows in every piece; the path of a multiplier is a supported one.
-        unsafe { run_in_tile_registers(registers, rows.as_ptr().cast(), ROWS * LANES, right, size, former, to) };
-        return;
+        return product::<E>(by, rows.as_flattened(), ROWS, right, size, former, to);
     }
+    check(right, size, to);
     // SAFETY: checked.
     unsafe { run::<true, E>(left.as_ptr().cast::<u32>().add(first), 0, right, size, former, to) }
 }
@@ -118,24 +119,6 @@ fn turn_back(left: &[Wide<u32>], first: usize, depth: usize, to: &mut [[Line<u32
             store_lanes(_mm512_castps_si512(column), to);
         }
     }
-}
-
-/// # Safety
-/// As [`run`], on a processor with AMX that the system lets the process use.
-unsafe fn run_in_tile_registers(
-    registers: &Registers,
-    left: *const u32,
-    stride: usize,
-    right: &[Wide<u32>],
-    size: Size,
-    former: Former,
-    to: &mut [Wide<f32>],
-) {
-    let (right, to, wide) = (right.as_ptr().cast(), to.as_mut_ptr().cast(), size.columns > LANES);
-    // SAFETY: the caller's promise.
-    unsafe {
-        tile_product(registers, (left, stride), right, (size.rows, wide, size.depth), former == Former::Added, to)
-    };
 }
 
 fn check(right: &[Wide<u32>], size: Size, to: &[Wide<f32>]) {
