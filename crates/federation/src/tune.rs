@@ -13,8 +13,10 @@ pub const SCALING: f64 = 2.0;
 /// Share of the steps in which the learning rate rises.
 pub const WARMUP_RATIO: f64 = 0.06;
 
+/// The key of the steps in the configuration.
+pub const LOCAL_STEPS: &str = "training.local_steps";
 /// Steps of a round that are considered, ascending.
-const LOCAL_STEPS: [usize; 6] = [5, 10, 20, 40, 80, 160];
+const STEPS: [usize; 6] = [5, 10, 20, 40, 80, 160];
 /// Share of a round that transfers may take in the median silo.
 const TRANSFER_SHARE: f64 = 0.2;
 /// Share of all importance that the adapted kinds of weight hold at least.
@@ -111,7 +113,7 @@ pub fn plan_with_steps(
     settings: &PlanSettings,
 ) -> Result<Plan, PlanError> {
     let of = |local_steps| plan(model, profiles, importance, &PlanSettings { local_steps, ..settings.clone() });
-    let mut steps = LOCAL_STEPS.into_iter();
+    let mut steps = STEPS.into_iter();
     let mut best = of(steps.next().unwrap_or(1))?;
     let why = loop {
         let share = median(best.silos.values().map(|silo| (silo.time.download + silo.time.upload) / silo.time.total()));
@@ -127,7 +129,7 @@ pub fn plan_with_steps(
         best = longer;
     };
     let reason = format!("{why}; {:.2} times through its texts a round", median_passes(profiles, &best));
-    best.chosen.push(chosen("training.local_steps", best.local_steps, reason));
+    best.chosen.push(chosen(LOCAL_STEPS, best.local_steps, reason));
     Ok(best)
 }
 

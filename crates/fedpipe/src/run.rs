@@ -9,18 +9,20 @@ use crate::run_dir::{RunDir, file};
 use crate::setup::{Setup, model_name, tuning_patterns};
 use crate::summary::Summary;
 use fedpipe_core::{
-    Adapter, BaseFormat, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, PlanChange, RunState,
-    Schedule, Seed, SiloId, Stop,
+    Adapter, BaseFormat, Chosen, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, PlanChange, RunState,
+    Schedule, Seed, SiloId, SiloProfile, Stop,
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings};
-use fedpipe_federation::plan::{Deadline, Finish, Importance, Menu, PlanSettings, SERVER_RANK};
+use fedpipe_federation::plan::{Deadline, Finish, Importance, Menu, PlanError, PlanSettings, SERVER_RANK};
 use fedpipe_federation::round::{Adaptation, Engine, Progress, RoundSettings, start};
 use fedpipe_federation::simulate::{SlowsDown, VirtualClock};
+use fedpipe_federation::tune::LOCAL_STEPS;
 use fedpipe_federation::{aggregate, codec, importance, method, plan, tune};
 use fedpipe_model::data::Dataset;
 use fedpipe_model::io::{AdapterInfo, AdapterTask, serving_rank, write_adapter, write_serving};
 use fedpipe_model::{HeapMeter, evaluate};
 use fedpipe_transport::LocalTransport;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -161,7 +163,7 @@ impl Parts {
         let clock = VirtualClock::new(spec.clone()).with_slow_downs(config.silos.iter().filter_map(slow).collect());
         let adaptation = Adaptation {
             model: spec.clone(),
-            settings: plan_settings(config, value_bytes, training.local_steps.given().unwrap_or_default()),
+            settings: plan_settings(config, value_bytes),
             own_importance: config.plan.own_importance,
             refresh_importance: federation.refresh_importance,
             rounds: federation.rounds,
@@ -240,8 +242,7 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let identified = engine.identify(measure, &setup.spec, &profiles, &head, seed, &probe)?;
     let Progress::Done(identified) = identified else { return Ok(None) };
     let training = &config.training;
-    let given = training.local_steps.given();
-    let mut settings = plan_settings(config, parts.value_bytes, given.unwrap_or_default());
+    let mut settings = plan_settings(config, parts.value_bytes);
     let mut chosen = setup.chosen.clone();
     let mut never_tune = Vec::new();
     if config.adapter.target_modules == TargetModules::Auto {
@@ -252,10 +253,7 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     }
     let importance =
         Importance { federation: &identified.importance, own: &identified.own, own_share: config.plan.own_importance };
-    let mut plan = match given {
-        Some(_) => plan::plan(&setup.spec, &profiles, importance, &settings)?,
-        None => tune::plan_with_steps(&setup.spec, &profiles, importance, &settings)?,
-    };
+    let mut plan = planned(config, &setup.spec, &profiles, importance, &settings)?;
     plan.chosen.splice(0..0, chosen);
     if training.warmup_ratio == Auto::Auto {
         plan.chosen.push(tune::warmup_ratio(schedule(&training.lr_scheduler_type)).1);
@@ -291,12 +289,27 @@ fn menu(config: &Config) -> Menu {
     }
 }
 
-fn plan_settings(config: &Config, value_bytes: f64, local_steps: usize) -> PlanSettings {
+/// The plan, with the steps of a round that are given or found out.
+fn planned(
+    config: &Config,
+    spec: &ModelSpec,
+    profiles: &BTreeMap<SiloId, SiloProfile>,
+    importance: Importance<'_>,
+    settings: &PlanSettings,
+) -> Result<Plan, PlanError> {
+    match config.training.local_steps {
+        Auto::Given(_) => plan::plan(spec, profiles, importance, settings),
+        Auto::Auto => tune::plan_with_steps(spec, profiles, importance, settings),
+    }
+}
+
+fn plan_settings(config: &Config, value_bytes: f64) -> PlanSettings {
     let federation = &config.federation;
     PlanSettings {
         menu: menu(config),
         server_rank: federation.server_rank.given(),
-        local_steps,
+        // Where they are to be found out, [`planned`] does that.
+        local_steps: config.training.local_steps.given().unwrap_or_default(),
         value_bytes,
         deadline: federation.deadline_s.given().map_or(Deadline::Auto, Deadline::Seconds),
         finish: federation.finish_within_h.map(|within_h| Finish { within_h, rounds: federation.rounds }),
@@ -350,14 +363,14 @@ pub fn what_if(other: &Config, setup: &Setup, state: &RunState) -> Result<Plan, 
             .hint("name it in plan.base_formats with --set"));
     }
     let value_bytes = codec::by_name(&other.federation.codec)?.1;
-    let local_steps = other.training.local_steps.given().unwrap_or(state.plan.local_steps);
-    let mut settings = plan_settings(other, value_bytes, local_steps);
+    let mut settings = plan_settings(other, value_bytes);
     settings.tuning.never.extend(state.never_tune.iter().cloned());
     let importance =
         Importance { federation: &state.importance, own: &state.own_importance, own_share: other.plan.own_importance };
-    let mut plan = plan::plan(&setup.spec, &profiles, importance, &settings)?;
+    let mut plan = planned(other, &setup.spec, &profiles, importance, &settings)?;
     // What the planner chooses anew replaces what it chose.
-    let kept = state.plan.chosen.iter().filter(|chosen| chosen.key != SERVER_RANK);
+    let anew = |chosen: &&Chosen| [SERVER_RANK, LOCAL_STEPS].contains(&chosen.key.as_str());
+    let kept = state.plan.chosen.iter().filter(|chosen| !anew(chosen));
     plan.chosen.splice(0..0, kept.cloned());
     Ok(plan)
 }

@@ -347,15 +347,23 @@ fn planning_writes_nothing() {
     assert!(text.starts_with("Deadline of a round: ") && text.contains("→ 2"), "{text}");
     let smaller = world.succeed(&["plan", "run.toml", "--what-if", "adapter.ranks=[2]", "--json"]);
     let smaller: Value = serde_json::from_str(&smaller).unwrap();
-    let of_server = |plan: &Value| -> Vec<Value> {
+    let told = |plan: &Value, key: &str| -> Vec<Value> {
         let chosen = plan["chosen"].as_array().unwrap().iter();
-        chosen
-            .filter(|chosen| chosen["key"] == "federation.server_rank")
-            .map(|chosen| chosen["value"].clone())
-            .collect()
+        chosen.filter(|chosen| chosen["key"] == key).map(|chosen| chosen["value"].clone()).collect()
     };
-    assert_eq!(of_server(&plan), [plan["server_rank"].to_string()]);
-    assert_eq!((of_server(&smaller), &smaller["server_rank"]), (vec![Value::from("2")], &Value::from(2)));
+    let (rank, steps) = ("federation.server_rank", "training.local_steps");
+    assert_eq!(told(&plan, rank), [plan["server_rank"].to_string()]);
+    assert_eq!((told(&smaller, rank), &smaller["server_rank"]), (vec![Value::from("2")], &Value::from(2)));
+    let open = ["--set", "training.local_steps='auto'", "--json"];
+    let open: Value = serde_json::from_str(&world.succeed(&[&["plan", "run.toml"], &open[..]].concat())).unwrap();
+    assert_eq!(told(&open, steps), [open["local_steps"].to_string()]);
+    // What was left to the planner is given, and the other way round.
+    let given = ["--set", "training.local_steps='auto'", "--what-if", "training.local_steps=7", "--json"];
+    let given: Value = serde_json::from_str(&world.succeed(&[&["plan", "run.toml"], &given[..]].concat())).unwrap();
+    assert_eq!((told(&given, steps), &given["local_steps"]), (vec![], &Value::from(7)));
+    let opened = ["plan", "run.toml", "--what-if", "training.local_steps='auto'", "--json"];
+    let opened: Value = serde_json::from_str(&world.succeed(&opened)).unwrap();
+    assert_eq!((told(&opened, steps), &opened["local_steps"]), (told(&open, steps), &open["local_steps"]));
     let text = world.succeed(&["plan", "run.toml", "--what-if", "silos.north.memory_mib=4096"]);
     assert!(text.contains("As before: "), "{text}");
     let text = world.succeed(&["plan", "run.toml", "--what-if", "plan.never_tune=[\"*\"]"]);

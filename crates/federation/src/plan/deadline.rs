@@ -30,8 +30,10 @@ pub(super) fn of(
     let deadline = match settings.deadline {
         Deadline::Seconds(seconds) => (seconds, "given in the configuration".to_string()),
         Deadline::Auto => {
-            let menu = keeping(&settings.menu);
-            soonest(&Sample::of(enrolled, views, &PlanSettings { menu, ..settings.clone() }), views)?
+            let kept = PlanSettings { menu: keeping(&settings.menu), ..settings.clone() };
+            let fits = |view: &View<'_>| feasible(&enrolled.problem(view, &kept, f64::INFINITY)).is_ok();
+            let offered = |view| (view, if fits(view) { &kept } else { settings });
+            soonest(enrolled, &views.iter().map(offered).collect::<Vec<_>>())?
         }
     };
     let Some(finish) = settings.finish else { return Ok(deadline) };
@@ -61,7 +63,8 @@ pub(super) fn needed(
         let problem = enrolled.problem(view, settings, aim_s);
         feasible(&problem).map_err(|lack| refusal(&problem, deadline_s, lack))?;
     }
-    let sample = Sample::of(enrolled, views, settings);
+    let offered: Vec<Offered<'_>> = views.iter().map(|view| (view, settings)).collect();
+    let sample = Sample::of(enrolled, &offered);
     Ok(deadline_s * sample.rounds(&sample.plans(aim_s)?))
 }
 
@@ -71,23 +74,24 @@ fn keeping(menu: &Menu) -> Menu {
     Menu { recompute, ..menu.clone() }
 }
 
+/// A silo, and the settings that it is planned for by.
+type Offered<'a> = (&'a View<'a>, &'a PlanSettings);
+
 /// Silos that stand for all.
 struct Sample<'a> {
     enrolled: &'a Enrolled<'a>,
-    some: Vec<&'a View<'a>>,
-    settings: &'a PlanSettings,
+    some: Vec<Offered<'a>>,
 }
 
 impl<'a> Sample<'a> {
-    fn of(enrolled: &'a Enrolled<'_>, views: &'a [View<'_>], settings: &'a PlanSettings) -> Self {
-        let some = views.iter().step_by(views.len().div_ceil(SILOS)).collect();
-        Self { enrolled, some, settings }
+    fn of(enrolled: &'a Enrolled<'_>, all: &[Offered<'a>]) -> Self {
+        Self { enrolled, some: all.iter().copied().step_by(all.len().div_ceil(SILOS)).collect() }
     }
 
     /// Their best plans within so many seconds.
     fn plans(&self, seconds: f64) -> Result<Vec<Choice>, PlanError> {
-        let of = |view: &&View<'_>| {
-            let problem = self.enrolled.problem(view, self.settings, seconds);
+        let of = |&(view, settings): &Offered<'_>| {
+            let problem = self.enrolled.problem(view, settings, seconds);
             best(&view.weights, &problem).map(|found| found.best).map_err(|lack| refusal(&problem, seconds, lack))
         };
         self.some.iter().map(of).collect()
@@ -96,8 +100,9 @@ impl<'a> Sample<'a> {
     /// Rounds to a target with these plans, up to a factor: Σ w_i/progress_i.
     fn rounds(&self, plans: &[Choice]) -> f64 {
         let examples = |view: &View<'_>| view.profile.examples.max(1) as f64;
-        let all: f64 = self.some.iter().map(|view| examples(view)).sum();
-        let of = |(plan, view): (&Choice, &&View<'_>)| examples(view) / all / progress(plan, &self.settings.menu);
+        let all: f64 = self.some.iter().map(|(view, _)| examples(view)).sum();
+        let of =
+            |(plan, (view, settings)): (&Choice, &Offered<'_>)| examples(view) / all / progress(plan, &settings.menu);
         plans.iter().zip(&self.some).map(of).sum()
     }
 }
@@ -106,10 +111,11 @@ impl<'a> Sample<'a> {
 ///
 /// # Errors
 /// When a silo has no plan however long a round lasts.
-fn soonest(sample: &Sample<'_>, views: &[View<'_>]) -> Result<(f64, String), PlanError> {
+fn soonest(enrolled: &Enrolled<'_>, silos: &[Offered<'_>]) -> Result<(f64, String), PlanError> {
+    let sample = Sample::of(enrolled, silos);
     let mut slowest = (0.0, None);
-    for view in views {
-        let problem = sample.enrolled.problem(view, sample.settings, 0.0);
+    for &(view, settings) in silos {
+        let problem = enrolled.problem(view, settings, 0.0);
         match feasible(&problem) {
             Err(Shortfall::Time { needs }) if needs > slowest.0 => slowest = (needs, Some(&view.profile.silo)),
             Err(Shortfall::Time { .. }) | Ok(()) => {}

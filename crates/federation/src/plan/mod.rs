@@ -60,7 +60,8 @@ pub(crate) fn spare_bytes(profile: &SiloProfile, plan: &SiloPlan) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Deadline {
     /// With which the federation is expected to be soonest done, and the margin of [`DEADLINE_SHARE`]. Activations count as
-    /// kept if the menu has the choice: computing them again is for the time that is there, not to make every round longer.
+    /// kept where the menu has the choice and the silo the memory: computing them again is for the time that is there, not to
+    /// make every round longer.
     Auto,
     /// Seconds on the run's clock.
     Seconds(f64),

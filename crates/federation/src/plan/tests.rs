@@ -177,6 +177,22 @@ fn recomputation_does_not_make_rounds_longer() {
     assert!(objective(&chosen) >= objective(&kept));
 }
 
+/// 8 texts of 700 tokens that train both layers do not fit with their inside kept: 1.4 of 0.996 MB.
+#[test]
+fn a_silo_that_can_only_compute_again_is_planned_for_under_an_automatic_deadline() {
+    let all = profiles([silo("small", 700, 1.0), silo("fast", 10, 4.0)]);
+    let with = |recompute: &[bool]| {
+        let mut settings = settings(Deadline::Auto);
+        (settings.menu.recompute, settings.menu.batch_sizes) = (recompute.to_vec(), vec![8]);
+        settings.tuning.always = vec!["query".into()];
+        plan(&toy_model(), &all, &importance([0.5, 0.5]), &settings)
+    };
+    let plan = with(&[false, true]).unwrap();
+    assert!(plan.silos[&"small".into()].recompute && !plan.silos[&"fast".into()].recompute, "{plan:?}");
+    let refused = with(&[false]).unwrap_err();
+    assert!(matches!(&refused, PlanError::Memory { silo, .. } if silo.as_str() == "small"), "{refused}");
+}
+
 #[test]
 fn a_batch_is_never_larger_than_the_silos_data() {
     let profile = SiloProfile { examples: 3, ..silo("a", 10, 1.0) };

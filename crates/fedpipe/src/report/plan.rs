@@ -65,13 +65,15 @@ fn reasons(plan: &Plan) -> String {
 pub fn difference(now: &Plan, then: &Plan) -> String {
     let mut out = format!(
         "Deadline of a round: {:.1} → {:.1} s. Objective of all silos together: {:.4} → {:.4}. Largest rank of the merged \
-         adapter: {} → {}.\n",
+         adapter: {} → {}. Steps of a round: {} → {}.\n",
         now.deadline_s,
         then.deadline_s,
         now.optimality.objective,
         then.optimality.objective,
         now.server_rank,
-        then.server_rank
+        then.server_rank,
+        now.local_steps,
+        then.local_steps
     );
     let mut table = Table::new();
     table.load_style(TERMINAL).set_header([
