@@ -156,10 +156,19 @@ def race(options, name, seed, sets, length_s):
     plan = plan.get("plan", plan)
     pace = max(sum(silo["time"].values()) for silo in plan["silos"].values())
     rounds = max(1, round(length_s / pace))
-    events, summary = run(options, f"{name}-{length_s:.0f}s-seed{seed}", config, [
+    name = f"{name}-{length_s:.0f}s-seed{seed}"
+    events, summary = run(options, name, config, [
         *given, f"federation.rounds={rounds}", "evaluation.examples=800", "evaluation.final_examples=1",
     ])
+    check_planned(events, plan, options.runs / name)
     return {"seed": seed, "rounds": rounds, "pace_s": pace, "curve": curve(events, summary)}
+
+
+def check_planned(events, plan, folder):
+    """Refuses a run that was kept from another profile of the machine, whose clock is not that of the others."""
+    planned = next(event for event in events if event["event"] == "planned")
+    if planned["silos"] != plan["silos"]:
+        raise Failure(f"{folder} was planned from another profile or by another version; remove it or choose other --runs")
 
 
 def mean(values):

@@ -26,6 +26,12 @@ class Curves(unittest.TestCase):
         events = [finished(1, 10.0, None), finished(2, 20.0, 0.7)]
         self.assertEqual(plans.curve(events, {"virtual_seconds": 30.0}), [(30.0, 0.7)])
 
+    def test_a_run_that_was_planned_otherwise_is_not_counted(self):
+        events = [{"event": "enrolled"}, {"event": "planned", "silos": {"a": {"batch_size": 8}}}]
+        plans.check_planned(events, {"silos": {"a": {"batch_size": 8}}}, "runs/x")
+        with self.assertRaisesRegex(plans.Failure, "runs/x was planned from another profile"):
+            plans.check_planned(events, {"silos": {"a": {"batch_size": 4}}}, "runs/x")
+
     def test_the_target_is_reached_when_it_first_is(self):
         points = [(10.0, 0.5), (20.0, 0.97), (30.0, 0.9), (40.0, 0.98)]
         self.assertEqual(plans.time_to(points, 0.96), 20.0)
