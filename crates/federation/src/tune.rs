@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 /// Learning rates that are tried, ascending: what LoRA with AdamW is trained at, from the larger models to the smallest.
 pub const LEARNING_RATES: [f64; 4] = [3e-4, 1e-3, 3e-3, 1e-2];
+/// What a run is given that learns most at the least of them.
+const LOWEST_RATE: f64 = 1e-4;
 /// Alpha / r.
 pub const SCALING: f64 = 2.0;
 /// Share of the steps in which the learning rate rises.
@@ -168,17 +170,24 @@ pub fn warmup_ratio(schedule: Schedule) -> (f64, Chosen) {
     (ratio, chosen("training.warmup_ratio", ratio, reason.into()))
 }
 
-/// The learning rate, out of those that went through a round of so many steps: each with its loss, the best first. None where
+/// The rate that a run is given where it learns most at `best` of [`LEARNING_RATES`] at first: the next lower one.
+fn lower_rate(best: f64) -> f64 {
+    LEARNING_RATES.into_iter().rev().find(|&rate| rate < best).unwrap_or(LOWEST_RATE)
+}
+
+/// The learning rate, by those that went through a round of so many steps: each with its loss, the best first. None where
 /// no loss is a number.
-pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<Chosen> {
-    let &(rate, loss) = tried.first().filter(|(_, loss)| loss.is_finite())?;
+pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<(f64, Chosen)> {
+    let &(best, loss) = tried.first().filter(|(_, loss)| loss.is_finite())?;
     let next = tried.get(1).map(|(rate, loss)| format!(" ({loss:.3} at {rate}, the next best)"));
     let reason = format!(
-        "least loss in a round of {steps} steps after half a round and a merge, {loss:.3}{}; tried: {}",
+        "the next below {best}, which has the least loss in a round of {steps} steps after half a round and a merge, {loss:.3}{}; \
+         tried: {}",
         next.unwrap_or_default(),
         LEARNING_RATES.map(|rate| rate.to_string()).join(", ")
     );
-    Some(chosen("training.learning_rate", rate, reason))
+    let rate = lower_rate(best);
+    Some((rate, chosen("training.learning_rate", rate, reason)))
 }
 
 #[cfg(test)]

@@ -63,10 +63,10 @@ pub fn rank_value(rank: usize) -> f64 {
     rank as f64 / (rank as f64 + HALF_RANK)
 }
 
-/// What a base format costs in objective: a rough order of the accuracy that each loses, negligible at 8 bits and steep
-/// below 3. The project's own numbers; only a run can say what a format costs on a task. On the layers of MiniLM the
-/// weights' relative error is 0.2 % in bf16, 0.6 % in NF8, 1.0 % in int8 (one scale for a whole row), 9 % in NF4, 21 % in
-/// NF3 and 57 % in NF2.
+/// What a base format costs in objective, on the scale of the batch's worth: NF3 and NF2 what they were measured to cost in
+/// rounds (`docs/planner.md`), the others, which cost nothing there, a little in the order of their errors. Only a run can
+/// say what a format costs on a task. On the layers of MiniLM the weights' relative error is 0.2 % in bf16, 0.6 % in NF8,
+/// 1.0 % in int8 (one scale for a whole row), 9 % in NF4, 21 % in NF3 and 57 % in NF2.
 pub fn format_penalty(format: BaseFormat) -> f64 {
     match format {
         BaseFormat::F32 => 0.0,
@@ -75,7 +75,7 @@ pub fn format_penalty(format: BaseFormat) -> f64 {
         BaseFormat::Nf8 => 0.01,
         BaseFormat::Nf4 => 0.03,
         BaseFormat::Nf3 => 0.08,
-        BaseFormat::Nf2 => 0.2,
+        BaseFormat::Nf2 => 0.6,
     }
 }
 

@@ -22,10 +22,11 @@ impl Rival {
 impl Engine<'_> {
     /// The state with the learning rate that the run should train at, by successive halving (Jamieson and Talwalkar,
     /// arXiv 1502.07943): all rates train half a round in every silo of the cohort and are merged, the better two go on from
-    /// there for a whole round, and the better of these is the run's. The loss of a rung is that of batches before the step on
-    /// each. The second one decides, since it tells how the merged adapter does and goes on over as many steps as silos make
-    /// on their own: a rate at which a few steps learn most may be one at which whole rounds cannot be merged. What the best
-    /// one learnt stays. Silos that fail are counted against the rate; time and bytes against the run.
+    /// there for a whole round, and the run is given the rate below the better of these. The loss of a rung is that of batches
+    /// before the step on each. The second one decides, since it tells how the merged adapter does and goes on over as many
+    /// steps as silos make on their own: a rate at which a few steps learn most may be one at which whole rounds cannot be
+    /// merged. The rate below, because the one at which most is learnt at first is often one at which a whole run diverges. What
+    /// the best one learnt stays. Silos that fail are counted against the rate; time and bytes against the run.
     ///
     /// # Errors
     /// When a task does not survive the codec.
@@ -47,8 +48,8 @@ impl Engine<'_> {
         }
         let tried: Vec<(f64, f64)> = rivals.iter().map(|rival| (rival.state.learning_rate, rival.standing.1)).collect();
         match (rivals.into_iter().next(), tune::learning_rate(&tried, round)) {
-            (Some(best), Some(chosen)) => {
-                (state.learning_rate, state.adapter) = (best.state.learning_rate, best.state.adapter);
+            (Some(best), Some((rate, chosen))) => {
+                (state.learning_rate, state.adapter) = (rate, best.state.adapter);
                 state.plan.chosen.push(chosen);
             }
             _ => self
