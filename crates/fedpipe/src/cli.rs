@@ -144,13 +144,13 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Measure on so many texts (or prompts, with all their completions), evenly spread over the file
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub examples: Option<usize>,
     /// Write a completion for every prompt and hold it against those of the file: bleu, nist, rouge-l, exact-match, …
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric)]
     pub metrics: Vec<Metric>,
     /// With --metrics or --samples: tokens of a completion at most
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     pub max_new_tokens: usize,
     /// Measure the base model without the adapter, too
     #[arg(long)]
@@ -217,7 +217,7 @@ pub struct GenerateArgs {
     #[arg(value_name = "MODEL_OR_RUN_OR_ADAPTER")]
     pub model: String,
     /// The base model, instead of the one that the run or the adapter names
-    #[arg(long, value_name = "MODEL")]
+    #[arg(long, value_name = "MODEL", alias = "model")]
     pub base_model: Option<String>,
     /// Leave the adapter out
     #[arg(long)]
@@ -235,7 +235,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(TEMPLATES))]
     pub template: String,
     /// Tokens of a text at most
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     pub max_new_tokens: usize,
     /// Draw tokens; below 1 likely ones become likelier
     #[arg(long, value_name = "T", conflicts_with = "beams")]
@@ -270,6 +270,14 @@ pub struct GenerateArgs {
     /// Print a line of JSON for every prompt: {"prompt": …, "completion": …}
     #[arg(long)]
     pub json: bool,
+}
+
+fn at_least_one(count: &str) -> Result<usize, String> {
+    match count.parse() {
+        Ok(0) => Err("choose at least 1".into()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 fn metric(name: &str) -> Result<Metric, MetricError> {

@@ -70,7 +70,7 @@ impl Trained {
         }
         let max_length = saved.info.as_ref().map_or(base.outline().max_positions, |info| info.max_length);
         let format = config.as_ref().map(|config| config.task.instruction_format()).unwrap_or_default();
-        let task = match (&saved.info, classes(&saved.adapter)) {
+        let task = match (&saved.info, classes(&base, &saved.adapter)) {
             (Some(AdapterInfo { task: AdapterTask::CausalLm, chat: None, .. }), _) => Task::lm(&base)?,
             (Some(AdapterInfo { task: AdapterTask::CausalLm, chat, .. }), _) => Task::instruct(&base, format, *chat)?,
             (Some(AdapterInfo { task: AdapterTask::QuestionAnswering, reading, max_length, .. }), _) => {
@@ -109,7 +109,8 @@ impl Trained {
     }
 }
 
-/// Rows of the head, if there is one.
-fn classes(adapter: &Adapter) -> usize {
-    adapter.head.values().map(Matrix::rows).max().unwrap_or(0)
+/// Rows of the head's output, if there is one; a head that the model does not have is refused by its shapes.
+fn classes(base: &BaseModel, adapter: &Adapter) -> usize {
+    let output = adapter.head.get(&format!("{}.weight", base.outline().head.output));
+    output.or(adapter.head.values().next()).map_or(0, Matrix::rows)
 }

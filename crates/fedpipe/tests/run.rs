@@ -290,6 +290,25 @@ fn predictions_come_in_input_order_as_text_and_as_json() {
         assert!(difference.abs() < 1e-4, "{line} and alone {alone}");
         assert_eq!(line["logits"].as_array().unwrap().len(), 3);
     }
+    let refused = world.refuse(&["predict", "runs/a", "--text", "w5", "--text-pair", "w6"]);
+    assert!(refused.contains("takes single texts"), "{refused}");
+    let refused = world.refuse(&["evaluate", "runs/a", "--data", "test.tsv", "--examples", "0"]);
+    assert!(refused.contains("choose at least 1"), "{refused}");
+}
+
+/// Their heads have a layer before the output, as wide as the model.
+#[test]
+fn adapters_that_peft_wrote_predict_without_a_file_of_ours() {
+    let world = World::new();
+    for name in ["roberta", "distilbert"] {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/encoders").join(name);
+        let (adapter, model) = (model.join("peft-adapter").display().to_string(), model.display().to_string());
+        let line =
+            world.succeed(&["predict", &adapter, "--model", &model, "--text", "oil prices rose", "--json", "--logits"]);
+        let found: Value = serde_json::from_str(&line).unwrap();
+        assert!(found["label"].as_str().unwrap().starts_with("LABEL_"), "{line}");
+        assert_eq!(found["logits"].as_array().unwrap().len(), 3, "{line}");
+    }
 }
 
 #[test]

@@ -55,6 +55,16 @@ pub enum Error {
         /// Threads that there are.
         has: usize,
     },
+    /// A prompt that nothing can be written behind.
+    #[error("prompt {number} has {tokens} tokens; from 1 to {most} leave room to write")]
+    Prompt {
+        /// Which, from 1 on.
+        number: usize,
+        /// What it has.
+        tokens: usize,
+        /// Most that leave room.
+        most: usize,
+    },
     /// An adapter that does not fit the model.
     #[error("the adapter does not fit the model: {0}")]
     Misfit(String),

@@ -62,6 +62,14 @@ impl Tuning {
                 tuning.always.insert(candidate.id.clone(), rank);
             }
         }
+        let may_train = || candidates.iter().filter(|candidate| !tuning.never.contains(&candidate.id));
+        let widest = may_train().map(|candidate| candidate.inputs.min(candidate.outputs)).max();
+        if let (Some(&least), Some(most)) = (ranks.first(), widest)
+            && least > most
+        {
+            let ranks = listed(ranks);
+            return Err(PlanError::Menu(format!("adapter.ranks are {ranks}, and no weight takes a rank above {most}")));
+        }
         Ok(tuning)
     }
 }
@@ -193,6 +201,9 @@ mod tests {
             "plan.always_tune `output.dense`: bert.encoder.layer.0.output.dense takes no rank above 4, and adapter.ranks are \
              8, 16; add a rank that it takes, or name other weights"
         );
+        let error = tuning(&[], &["attention.self.query"], &[8, 16]).unwrap_err().to_string();
+        assert!(error.ends_with("adapter.ranks are 8, 16, and no weight takes a rank above 4"), "{error}");
+        assert!(tuning(&[], &[], &[16, 32]).is_ok() && tuning(&[], &["*"], &[64]).is_ok());
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub fn predict(args: &PredictArgs) -> Result<(), AppError> {
             "pairs of texts, and questions with their passages, come from --data FILE, or --text and --text-pair";
         return Err(AppError::user(what));
     }
+    if columns.second.is_none() && args.text_pair.is_some() {
+        let what = format!("{} takes single texts; it was not trained on pairs", args.trained.trained.display());
+        return Err(AppError::user(what).hint("leave out --text-pair"));
+    }
     let texts: Box<dyn Iterator<Item = Result<Text, AppError>>> = match (&args.text, &args.data) {
         (Some(text), _) => Box::new(std::iter::once(Ok((text.clone(), args.text_pair.clone())))),
         (None, Some(file)) => {

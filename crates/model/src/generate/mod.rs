@@ -63,9 +63,8 @@ impl<'a> Writer<'a> {
     ) -> Result<Vec<Vec<u32>>, Error> {
         for (i, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() || prompt.len() >= request.max_positions {
-                let (has, most) = (prompt.len(), request.max_positions);
-                let what = format!("prompt {} has {has} tokens; from 1 to {} leave room to write", i + 1, most - 1);
-                return Err(Error::Misfit(what));
+                let most = request.max_positions.saturating_sub(1);
+                return Err(Error::Prompt { number: i + 1, tokens: prompt.len(), most });
             }
         }
         if let Strategy::Beam(beams) = request.decoding.strategy {

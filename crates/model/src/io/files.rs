@@ -100,7 +100,7 @@ impl ModelFiles {
         match template {
             Some(template) => Ok(PromptTemplate::Chat(Box::new(template))),
             None if chat == Some(true) => {
-                let reason = "the model has no chat template; set task.template = \"plain\"".into();
+                let reason = "the model has no chat template; choose the template \"plain\"".into();
                 Err(DataError::Chat { path: self.path().into(), reason })
             }
             None => {

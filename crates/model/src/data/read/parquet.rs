@@ -31,7 +31,8 @@ fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink<'_>) ->
     let wanted = |field: &&Arc<Type>| columns.names().any(|name| name == field.name());
     let wanted: Vec<Arc<Type>> = schema.get_fields().iter().filter(wanted).cloned().collect();
     if let Some(nested) = wanted.iter().find(|f| !f.is_primitive()) {
-        return Err(start.malformed(format!("the column `{}` is nested; it must be flat", nested.name())));
+        return Err(start
+            .malformed(format!("the column `{}` is nested; write the records as JSON Lines instead", nested.name())));
     }
     let projection = Type::group_type_builder(schema.name()).with_fields(wanted).build();
     let rows = RowIter::from_file(Some(projection.map_err(|e| broken(&start, e))?), &reader);
