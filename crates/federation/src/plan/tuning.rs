@@ -40,8 +40,8 @@ impl Tuning {
     /// The weights among `candidates` that `patterns` match; `ranks` is the menu's, ascending.
     ///
     /// # Errors
-    /// When a pattern matches nothing, patterns of both kinds match one weight, or one that has to train takes no rank of the
-    /// menu.
+    /// When a pattern matches nothing, patterns of both kinds match one weight, or one that has to train, or none of those that
+    /// may, takes a rank of the menu.
     pub fn of(patterns: &TuningPatterns, candidates: &[CandidateWeight], ranks: &[usize]) -> Result<Self, PlanError> {
         let mut tuning = Self::default();
         for pattern in &patterns.never {
@@ -62,8 +62,8 @@ impl Tuning {
                 tuning.always.insert(candidate.id.clone(), rank);
             }
         }
-        let may_train = || candidates.iter().filter(|candidate| !tuning.never.contains(&candidate.id));
-        let widest = may_train().map(|candidate| candidate.inputs.min(candidate.outputs)).max();
+        let may_train = candidates.iter().filter(|candidate| !tuning.never.contains(&candidate.id));
+        let widest = may_train.map(|candidate| candidate.inputs.min(candidate.outputs)).max();
         if let (Some(&least), Some(most)) = (ranks.first(), widest)
             && least > most
         {
