@@ -122,6 +122,8 @@ PENALTY = {"f32": 0.0, "nf4": 0.03}
 BASE_BYTES = {"f32": 400_000, "nf4": 60_000}
 INPUT_BYTES = {"f32": 10, "nf4": 5}
 STEPS, WIDTH, HEAD, BATCH_VALUE = 5, 4, 8, 0.3
+KINDS = ("query", "output")
+TENSOR_BYTES, MESSAGE_BYTES = 112, 32
 
 
 class Silo:
@@ -133,8 +135,13 @@ class Silo:
         self.speed = (50 + numbers.below(150)) / 100
         self.memory, self.time = 0.95 * 2**20, 0.9 * deadline
         values = sum(d for _, d in weights)
+        names = [f"layer.{layer}.{kind}" for layer in range(layers) for kind in KINDS]
+        head = len("classifier.weight") + TENSOR_BYTES
+        # Four factors a weight in the task, two in the update.
+        self.beside = 6 * sum(len(name) + TENSOR_BYTES for name in names) + 2 * (head + MESSAGE_BYTES)
         extra = numbers.below(100) / 100 * RANKS[-1] * values
-        self.data = WIDTH * (2 * HEAD + SERVER_RANK * values + extra) if numbers.below(3) == 0 else math.inf
+        cap = self.beside + WIDTH * (2 * HEAD + SERVER_RANK * values + extra)
+        self.data = cap if numbers.below(3) == 0 else math.inf
         self.layers, self.weights = layers, weights
 
     def used(self, batch, base, again, lowest, ranks):
@@ -153,7 +160,7 @@ class Silo:
         above = sum(rank for layer, rank in left if layer >= lowest)
         time += steps * 1e-4 * ((1 + again / 3) * units + (sum(q for _, q in left) + (1 + again) * above) / 3)
         time = (time + STEPS * 10e-3) / self.speed
-        data = WIDTH * (2 * (trained + HEAD) + applied)
+        data = self.beside + WIDTH * (2 * (trained + HEAD) + applied)
         return [memory, time + data * 8 / 1e6, data]
 
 

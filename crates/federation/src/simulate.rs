@@ -87,7 +87,7 @@ impl Clock for VirtualClock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{CostModel, Frame};
+    use crate::plan::{CostModel, Frame, beside_values};
     use fedpipe_core::{Adapter, LearningRate, Measured, Outcome, Seed, TrainWork};
     use fedpipe_testkit::{toy_model, toy_profile};
 
@@ -131,7 +131,9 @@ mod tests {
             let (_, predicted) = cost.round(&load, frame).unwrap();
             let (task, mut update) = train(2, [3, 1], BaseFormat::F32, recompute);
             update.measured.repeated_tokens = repeated_tokens;
-            let charged = VirtualClock::new(model.clone()).charge(&profile, &task, &update, 4 * 56, 4 * 24);
+            let [down, up] = beside_values(&model).map(|names| names as u64);
+            let (down, up) = (4 * 56 + down, 4 * 24 + up);
+            let charged = VirtualClock::new(model.clone()).charge(&profile, &task, &update, down, up);
             assert!((charged - predicted.total()).abs() < 1e-12, "{charged} is not {}", predicted.total());
         }
     }

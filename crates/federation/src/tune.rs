@@ -292,7 +292,7 @@ mod tests {
             plan_with_steps(&toy_model(), &profiles, (&BTreeMap::new()).into(), &settings(Deadline::Seconds(seconds)))
         };
         assert!(of(1e-3).is_err());
-        let plan = of(8.0).unwrap();
+        let plan = of(25.0).unwrap();
         assert!(plan.chosen[0].reason.contains("more steps do not fit the deadline"), "{:?}", plan.chosen);
     }
 }

@@ -33,13 +33,13 @@
 //! backward = T·(L − ℓ)·(backward_s[f] + c·forward_s[f])/v
 //! adapter  = T·adapter_s·((1 + c/3)·Σ r_m + ⅓·(Σ q_m − χ·Σ_{layer(m) < p} q_m) + (1 + c)/3·Σ_{layer(m) ≥ ℓ} q_m)/v
 //! fixed    = s·step_overhead/v
-//! download = width·(Σ d_m·(r_m + q_m) + h) over the link
-//! upload   = width·(Σ d_m·r_m + h) over the link
+//! download = (width·(Σ d_m·(r_m + q_m) + h) + names of 4 factors a weight and of the head) over the link
+//! upload   = (width·(Σ d_m·r_m + h) + names of 2 factors a weight and of the head) over the link
 //! ```
 //!
-//! Data in bytes, both ways together: what download and upload move, width·(Σ d_m·(2·r_m + q_m) + 2·h). Where `server_rank`
-//! is no less than r_m, the download is the same for all ranks, and data grows with the upload alone. Names and shapes of tensors
-//! are taken off the cap beforehand.
+//! Data in bytes: what download and upload move together. Where `server_rank` is no less than r_m, the download is the same for
+//! all ranks, and data grows with the upload alone. Names (with formats, shapes and places) are counted at their most
+//! ([`beside_values`]), every weight trained and applied, so that they do not depend on ranks either.
 //!
 //! A factor pair that trains takes two products forward and four backward; one that is only applied takes the two
 //! forward and, at or above ℓ, two backward, hence the thirds; recomputation makes the forward ones again. With it the
@@ -73,12 +73,13 @@ const TENSOR_BYTES: f64 = 112.0;
 /// Most bytes that a message takes beside its tensors.
 const MESSAGE_BYTES: f64 = 32.0;
 
-/// Most bytes that a task and its update take beside values: every weight trains and is applied, by two factors each.
-pub(crate) fn beside_values(model: &ModelSpec) -> f64 {
+/// Most bytes that a task and its update take beside values: every weight trains, by two factors, and in the task is applied, by
+/// two more.
+pub(crate) fn beside_values(model: &ModelSpec) -> [f64; 2] {
     let tensor = |name: &str| name.len() as f64 + TENSOR_BYTES;
     let weights: f64 = model.candidates.iter().map(|candidate| tensor(candidate.id.as_str())).sum();
     let head: f64 = model.head.keys().map(|name| tensor(name)).sum();
-    6.0 * weights + 2.0 * (head + MESSAGE_BYTES)
+    [4.0, 2.0].map(|factors| factors * weights + head + MESSAGE_BYTES)
 }
 
 /// All that a plan decides beside its ranks.
@@ -306,7 +307,7 @@ impl CostModel<'_> {
         }
     }
 
-    /// Bytes of the values that the silo sends and receives in a round.
+    /// Bytes that the silo sends and receives in a round.
     pub fn data(&self, load: &AdapterLoad) -> f64 {
         self.moved(load).iter().sum()
     }
@@ -314,7 +315,8 @@ impl CostModel<'_> {
     /// Bytes to the silo and from it.
     fn moved(&self, load: &AdapterLoad) -> [f64; 2] {
         let up = load.trained_values + load.head_values;
-        [up + load.applied_values, up].map(|values| self.value_bytes * values)
+        let [down_names, up_names] = beside_values(self.model);
+        [self.value_bytes * (up + load.applied_values) + down_names, self.value_bytes * up + up_names]
     }
 
     /// Bytes a unit of rank in the layer that has most of them, when the inside of one layer lives at a time; 0 when all
@@ -408,8 +410,9 @@ mod tests {
         close(time.backward, 2.0 * 100.0 * 1.0 * 2e-3);
         close(time.adapter, 2.0 * 100.0 * 3e-3 * (2.0 + 4.0 / 3.0 + 1.0 / 3.0));
         close(time.fixed, 2.0 * 5.0 * 10e-3);
-        close(time.upload, 4.0 * 24.0 * 8.0 / 1e6);
-        close(time.download, 4.0 * 56.0 * 8.0 / 1e6);
+        // Two weights of 13 letters, by two factors each up and four down, and the head's 17; 112 bytes a tensor, 32 a message.
+        close(time.upload, (4.0 * 24.0 + 4.0 * 125.0 + 129.0 + 32.0) * 8.0 / 1e6);
+        close(time.download, (4.0 * 56.0 + 8.0 * 125.0 + 129.0 + 32.0) * 8.0 / 1e6);
         let nobodys = Frame { base_format: BaseFormat::Nf3, ..frame };
         assert!(cost.round(&load, nobodys).is_none(), "a format that nobody measured has no cost");
     }

@@ -348,7 +348,7 @@ impl Binding {
             deadline_s
         );
         let data = format!(
-            "{:.2} of {:.2} MiB sent and received, {:.1} % left (its cap less the names and shapes of tensors)",
+            "{:.2} of {:.2} MiB sent and received, {:.1} % left",
             best.data / MIB,
             problem.data_budget / MIB,
             left(best.data, problem.data_budget)

@@ -28,6 +28,7 @@ pub use server_rank::SERVER_RANK;
 pub use tuning::{Tuning, TuningPatterns};
 
 use choose::Search;
+#[cfg(test)]
 pub(crate) use cost::beside_values;
 use table::Weights;
 
@@ -382,7 +383,7 @@ fn problem<'a>(
         local_steps: settings.local_steps,
         value_bytes: settings.value_bytes,
     };
-    let (memory_budget, data_budget) = (memory_aim(profile), profile.data_cap_bytes() - beside_values(model));
+    let (memory_budget, data_budget) = (memory_aim(profile), profile.data_cap_bytes());
     SiloProblem { cost, importance, menu: &settings.menu, tuning, memory_budget, time_budget, data_budget }
 }
 
@@ -400,8 +401,7 @@ fn refusal(problem: &SiloProblem<'_>, deadline_s: f64, shortfall: Shortfall) -> 
             PlanError::Deadline { silo, smallest, needs_s, short_s: needs_s - aim_s, aim_s, deadline_s }
         }
         Shortfall::Data { needs } => {
-            let needs_mib = (needs + beside_values(problem.cost.model)) / MIB;
-            PlanError::Data { silo, smallest, needs_mib, cap_mib: profile.data_cap_bytes() / MIB }
+            PlanError::Data { silo, smallest, needs_mib: needs / MIB, cap_mib: profile.data_cap_bytes() / MIB }
         }
         Shortfall::Unmeasured => {
             let measured: Vec<&str> = profile.device.time.keys().map(|format| format.name()).collect();

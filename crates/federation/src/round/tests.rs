@@ -243,7 +243,7 @@ fn names_and_shapes_take_no_more_than_plans_leave_for_them() {
         let up = message::receive(codec, update.unwrap()).unwrap().1;
         // A head of 8 values and two weights of 8 values a rank.
         let values = width * f64::from(8 + 2 * 8 * 4 + 8 + 2 * 8);
-        let (beside, most) = ((down + up) as f64 - values, beside_values(&model));
+        let (beside, most) = ((down + up) as f64 - values, beside_values(&model).iter().sum::<f64>());
         assert!((0.6 * most..most).contains(&beside), "{beside} of {most} bytes beside values");
     }
 }

@@ -40,7 +40,7 @@ fn instance(seed: u64) -> Instance {
         let tokens = 100 + numbers.below(1100) as usize;
         let speed = (50 + numbers.below(150)) as f64 / 100.0;
         let extra = numbers.share(100, 100) * (8 * values) as f64;
-        let bytes = 4.0 * ((2 * 8 + 8 * values) as f64 + extra) + beside_values(&model);
+        let bytes = 4.0 * ((2 * 8 + 8 * values) as f64 + extra) + beside_values(&model).iter().sum::<f64>();
         let data_cap_mib = (numbers.below(3) == 0).then_some(bytes / MIB);
         let mut profile = silo(&format!("silo-{place:02}"), tokens, speed);
         profile.device.adapter_s_per_token_rank = 1e-4;
