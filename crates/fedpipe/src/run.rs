@@ -14,7 +14,7 @@ use fedpipe_core::{
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings};
 use fedpipe_federation::plan::{Deadline, Finish, Importance, Menu, PlanError, PlanSettings, SERVER_RANK};
-use fedpipe_federation::round::{Adaptation, Engine, Progress, RoundSettings, start};
+use fedpipe_federation::round::{Adaptation, Engine, Progress, RoundSettings, check_learnt, start};
 use fedpipe_federation::simulate::{SlowsDown, VirtualClock};
 use fedpipe_federation::tune::LOCAL_STEPS;
 use fedpipe_federation::{aggregate, codec, importance, method, plan, tune};
@@ -102,6 +102,7 @@ pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundin
             }),
         }
     }
+    check_learnt(&state)?;
     let metrics =
         measure(setup, BaseFormat::F32, &state.adapter, &setup.test.spread(config.evaluation.final_examples))?;
     around.observer.observe(&Event::Evaluated(metrics.clone()));

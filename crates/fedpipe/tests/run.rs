@@ -123,6 +123,22 @@ fn strip_real_time(value: &mut Value) {
     }
 }
 
+/// Every update of both rounds is late: nothing is written as if it had been learnt.
+#[test]
+fn a_run_that_learnt_nothing_says_so_and_exports_nothing() {
+    let world = World::new();
+    let slow = |silo| format!("silos.{silo}.slows_down={{ round = 1, speed = 0.001 }}");
+    let options = [slow("north"), slow("south"), "federation.rounds=2".into()];
+    let options: Vec<&str> = options.iter().flat_map(|option| ["--set", option]).collect();
+    world.give_times(&options);
+    let output = world.fedpipe(&[&["run", "run.toml", "--quiet"], &options[..]].concat());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("error: none of the 2 rounds had enough updates to be merged"), "{told}");
+    assert!(told.contains("silo north in round 2"), "{told}");
+    assert!(!world.path("runs/a/adapter").exists() && world.path("runs/a/checkpoints/round-002").exists());
+}
+
 /// A rehearsal: from round 3 on south is charged as if it were slower than it enrolled. It is late twice, gets a smaller plan
 /// that keeps the deadline, and delivers again; importance is looked at again meanwhile. A run that goes on from the middle
 /// ends the same.

@@ -66,6 +66,17 @@ pub enum RoundError {
         /// The failures of the last round.
         reasons: String,
     },
+    /// A run's rounds are over, and none had a merge.
+    #[error(
+        "none of the {rounds} rounds had enough updates to be merged, so nothing is learnt and there is no adapter to write; \
+         the last failures: {reasons}; mend those silos, lower the quorum or raise the deadline, and start a new run"
+    )]
+    NothingLearnt {
+        /// How many.
+        rounds: u32,
+        /// The failures of the last round.
+        reasons: String,
+    },
     /// The server's own message does not survive its codec.
     #[error("a task for silo {silo} does not survive the codec: {reason}; this is a defect of the codec")]
     Message {
@@ -416,6 +427,18 @@ impl Engine<'_> {
     fn warn(&self, message: String) {
         self.observer.observe(&Event::Warning { message });
     }
+}
+
+/// Refuses a run whose rounds are over and brought nothing.
+///
+/// # Errors
+/// When no round was merged.
+pub fn check_learnt(state: &RunState) -> Result<(), RoundError> {
+    if state.history.iter().any(|record| record.merged) {
+        return Ok(());
+    }
+    let reasons = sentences(state.history.last().map_or(&[], |record| &record.failures));
+    Err(RoundError::NothingLearnt { rounds: state.round, reasons })
 }
 
 fn sentences(failures: &[Failure]) -> String {

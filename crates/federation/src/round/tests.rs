@@ -300,6 +300,10 @@ fn below_the_quorum_the_adapter_stays_and_the_third_time_the_run_ends() {
     let state = federation.rounds(start.clone(), 2);
     assert_eq!((state.round, &state.adapter), (2, &start.adapter));
     assert!(state.history.iter().all(|record| !record.merged && record.failures.len() == 2));
+    let error = check_learnt(&state).unwrap_err().to_string();
+    assert!(error.starts_with("none of the 2 rounds had enough updates"), "{error}");
+    assert!(error.contains("silo b in round 2"), "{error}");
+    assert!(check_learnt(&Federation::new(connected(silos())).rounds(start.clone(), 1)).is_ok());
     let error = federation.engine().round(&state, |_| panic!("nothing to evaluate")).unwrap_err();
     assert!(error.to_string().starts_with("3 rounds in a row had fewer updates than the quorum of 2"), "{error}");
     assert!(error.to_string().contains("silo a in round 3"), "{error}");
