@@ -19,6 +19,8 @@ pub const WARMUP_RATIO: f64 = 0.06;
 pub const LOCAL_STEPS: &str = "training.local_steps";
 /// Steps of a round that are considered, ascending.
 const STEPS: [usize; 6] = [5, 10, 20, 40, 80, 160];
+/// AdamW starts anew in every round, so of fewer steps than these little stays (measured: docs/planner.md).
+const ENOUGH_STEPS: usize = 10;
 /// Share of a round that transfers may take in the median silo.
 const TRANSFER_SHARE: f64 = 0.2;
 /// Share of all importance that the adapted kinds of weight hold at least.
@@ -103,8 +105,8 @@ pub fn target_modules(
     (never.into_iter().map(|kind| kind.name).collect(), chosen("adapter.target_modules", value, reason))
 }
 
-/// A plan with the fewest steps of a round at which transfers take no more than a fifth of it in the median silo, but no
-/// more than bring the median silo once through its texts: silos that train for long on their own drift apart.
+/// A plan with the fewest steps of a round, from ten on, at which transfers take no more than a fifth of it in the median silo,
+/// but no more than bring the median silo once through its texts: silos that train for long on their own drift apart.
 ///
 /// # Errors
 /// When there is no plan even for the fewest steps.
@@ -119,10 +121,11 @@ pub fn plan_with_steps(
     let mut best = of(steps.next().unwrap_or(1))?;
     let why = loop {
         let share = median(best.silos.values().map(|silo| (silo.time.download + silo.time.upload) / silo.time.total()));
-        if share <= TRANSFER_SHARE {
-            break format!("transfers take {:.0} % of a round in the median silo", 100.0 * share);
+        let transfers = format!("transfers take {:.0} % of a round in the median silo", 100.0 * share);
+        if share <= TRANSFER_SHARE && best.local_steps >= ENOUGH_STEPS {
+            break transfers;
         }
-        let short = format!("transfers take {:.0} % of a round in the median silo, and more steps", 100.0 * share);
+        let short = format!("{transfers}, and more steps");
         let Some(more) = steps.next() else { break format!("{short} are not considered") };
         let Ok(longer) = of(more) else { break format!("{short} do not fit the deadline") };
         if median_passes(profiles, &longer) > 1.0 {
@@ -272,15 +275,16 @@ mod tests {
                 .unwrap()
         };
         let fast = with(1e6, 100_000);
-        assert_eq!(fast.local_steps, 5);
+        assert_eq!(fast.local_steps, 10);
         assert!(fast.chosen[0].reason.starts_with("transfers take 0 % of a round in the median silo; 0.00 times"));
         let slow = with(1e-3, 100_000);
-        assert!(slow.local_steps > 5);
+        assert!(slow.local_steps > 10);
         let shares: Vec<f64> = [&fast, &slow].map(|p| p.silos[&"a".into()].time.upload).to_vec();
         assert!(shares[0] < shares[1]);
         // 20 texts are seen once in 10 steps of 2.
         assert_eq!(with(1e-3, 20).local_steps, 10);
         assert!(with(1e-3, 20).chosen[0].reason.contains("more steps would go through its texts more than once; 1.00"));
+        assert_eq!(with(1e6, 12).local_steps, 5);
     }
 
     #[test]

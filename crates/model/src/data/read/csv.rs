@@ -47,14 +47,21 @@ struct Records {
 
 impl Records {
     fn open(path: &Path) -> Result<Self, DataError> {
-        let source =
-            Source { file: open(path)?, allowance: 0, bytes: 0, line: 1, fresh: true, starts: VecDeque::new() };
+        let source = Source {
+            file: open(path)?,
+            allowance: 0,
+            bytes: 0,
+            line: 1,
+            fresh: true,
+            starts: VecDeque::new(),
+            quoting: Quoting::FieldStart,
+        };
         let reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(source);
         Ok(Self { reader, start: Origin::new(path, 1) })
     }
 
-    /// The next record; `None` at the end. After a record that is too long nothing can be read: where it ends is not
-    /// known.
+    /// The next record; `None` at the end. After a record that is too long or whose quote stays open nothing can be read: where
+    /// it ends is not known.
     fn next(&mut self) -> Result<Option<Record>, DataError> {
         let mut record = ByteRecord::new();
         let begin = self.reader.position().byte();
@@ -63,6 +70,8 @@ impl Records {
         let origin = self.start.at(self.reader.get_mut().line_at(begin));
         match read.map_err(|error| error.into_kind()) {
             Ok(false) => Ok(None),
+            Ok(true) if let Some(line) = self.open_at_the_end() => Err(origin
+                .malformed(format!("a quote that opens in line {line} is closed nowhere up to the end of the file"))),
             Ok(true) => match StringRecord::from_byte_record(record) {
                 Ok(record) => Ok(Some(Ok((record, origin)))),
                 Err(_) => Ok(Some(Err(DataError::NotUtf8 { origin }))),
@@ -71,6 +80,38 @@ impl Records {
                 .malformed(format!("the record is longer than {MAX_RECORD_BYTES} bytes; is a quote left open there?"))),
             Err(ErrorKind::Io(source)) => Err(io_error(&self.start.file)(source)),
             Err(other) => Err(origin.malformed(format!("{other:?}"))),
+        }
+    }
+
+    /// The line of the quote within which the file ended, where the last record did so.
+    fn open_at_the_end(&self) -> Option<u64> {
+        let source = self.reader.get_ref();
+        match source.quoting {
+            Quoting::Quoted(line) if self.reader.position().byte() == source.bytes => Some(line),
+            _ => None,
+        }
+    }
+}
+
+/// Where in a record a byte is, by its quotes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Quoting {
+    FieldStart,
+    Unquoted,
+    /// Since a quote in this line.
+    Quoted(u64),
+    /// After a quote in a quoted field: its end, or the first of two that stand for one.
+    MayEnd(u64),
+}
+
+impl Quoting {
+    fn after(self, byte: u8, line: u64) -> Self {
+        match (self, byte) {
+            (Self::Quoted(opened), b'"') => Self::MayEnd(opened),
+            (Self::Quoted(opened), _) | (Self::MayEnd(opened), b'"') => Self::Quoted(opened),
+            (_, b',' | b'\n' | b'\r') => Self::FieldStart,
+            (Self::FieldStart, b'"') => Self::Quoted(line),
+            _ => Self::Unquoted,
         }
     }
 }
@@ -89,6 +130,7 @@ struct Source {
     fresh: bool,
     /// First byte and number of each line that is not blank.
     starts: VecDeque<(u64, u64)>,
+    quoting: Quoting,
 }
 
 impl Source {
@@ -110,6 +152,10 @@ impl Read for Source {
         let count = self.file.read(&mut buffer[..room])?;
         self.allowance -= count;
         for &byte in &buffer[..count] {
+            // The parser skips a byte order mark.
+            if self.bytes >= 3 || !"\u{feff}".as_bytes().contains(&byte) {
+                self.quoting = self.quoting.after(byte, self.line);
+            }
             if byte == b'\n' {
                 self.line += 1;
                 self.fresh = true;

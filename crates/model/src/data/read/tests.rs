@@ -274,6 +274,23 @@ fn an_unreadable_path_and_an_unknown_extension_say_what_to_do() {
     );
 }
 
+/// With a stray quote at the start of a field, all the rest of the file would be one text.
+#[test]
+fn a_quote_that_is_never_closed_is_refused_even_where_bad_records_are_skipped() {
+    for (content, record, line) in [
+        ("label,text\na,\"b \"\"c\"\" \"\na,5\" d\na,\"e\nb,f\n", 4, 4),
+        ("\u{feff}\"label\",\"text\"\r\n\"a\r\nb\",\"\"\"c\r\na,d\"\"", 2, 3),
+    ] {
+        let told =
+            format!("a.csv:{record}: a quote that opens in line {line} is closed nowhere up to the end of the file");
+        assert_eq!(default_message("a.csv", content), told);
+        let (_folder, path) = file("a.csv", content);
+        let skipping = read_records(&path, &Columns::default(), OnBadRecord::Skip, &|| ()).unwrap_err();
+        assert!(skipping.to_string().ends_with(&told), "{skipping}");
+    }
+    assert_eq!(rows("a.csv", "\u{feff}\"label\",text\nx,\"b\n5\"\"\""), pairs(&[("x", "b\n5\"")]));
+}
+
 #[test]
 fn a_record_without_end_is_refused_before_it_takes_all_memory() {
     let long = "x".repeat(MAX_RECORD_BYTES + 10);
