@@ -1,16 +1,20 @@
 //! Register tiles of 6 × 16 for AVX2 with FMA: twelve accumulators, two right vectors, one broadcast.
 
+use std::arch::asm;
 use std::arch::x86_64::{
-    _MM_HINT_T0, _mm_prefetch, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
+    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
     _mm256_storeu_ps,
 };
 
 use super::micro::{Initial, LeftLayout, Tile, by_layout};
+use super::pack::LINE_LANES;
 use super::portable::write;
 use crate::element::Element;
 
 const LANES: usize = 8;
 const LEFT_STRIDE: usize = 8;
+/// Steps in depth of one turn of the loop.
+const UNROLLED: usize = 4;
 
 /// # Safety
 /// As `Kernel::run`, on a processor with AVX2 and FMA.
@@ -47,8 +51,10 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
     for part in tile.parts {
         let (left, mut right, right_stride) = tile.sides_of(part, 2 * LANES);
         macro_rules! accumulate {
-            ($lane:expr, $ahead:expr) => {
-                for p in 0..part.depth {
+            ($lane:expr, $ahead:expr) => {{
+                let mut at = left;
+                let pitch = $lane(0, 1);
+                let mut step = || {
                     let mut columns = [_mm256_setzero_ps(); VECTORS];
                     for (v, column) in columns.iter_mut().enumerate() {
                         // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
@@ -56,16 +62,32 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
                     }
                     for (i, row) in sums.iter_mut().enumerate() {
                         // SAFETY: the left side holds `depth` lanes of ROWS rows.
-                        let broadcast = _mm256_broadcast_ss(unsafe { &*left.add($lane(i, p)) });
+                        let broadcast = _mm256_broadcast_ss(unsafe { &*at.add($lane(i, 0)) });
                         for (sum, &column) in row.iter_mut().zip(&columns) {
                             *sum = _mm256_fmadd_ps(broadcast, column, *sum);
                         }
                     }
-                    _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add($ahead(p)).cast());
                     // Behind the last row of a side that lies in rows there is nothing, and nothing is read.
                     right = right.wrapping_add(right_stride);
+                    at = after(at.wrapping_add(pitch), &mut sums[ROWS - 1][VECTORS - 1]);
+                };
+                let fetch = |p| _mm_prefetch::<_MM_HINT_T0>(left.wrapping_add($ahead(p)).cast());
+                let unrolled = part.depth / UNROLLED * UNROLLED;
+                for p in (0..unrolled).step_by(UNROLLED) {
+                    // As few as bring all that the next rows need: their addresses cost the products time.
+                    if pitch > 1 {
+                        (p..p + UNROLLED).step_by(LINE_LANES / LEFT_STRIDE).for_each(fetch);
+                    } else if p.is_multiple_of(LINE_LANES) {
+                        (p..p + ROWS).for_each(fetch);
+                    }
+                    for _ in 0..UNROLLED {
+                        step();
+                    }
                 }
-            };
+                for _ in unrolled..part.depth {
+                    step();
+                }
+            }};
         }
         by_layout!(part.layout, ROWS, LEFT_STRIDE, accumulate);
     }
@@ -78,4 +100,16 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
     }
     // SAFETY: the caller's promise; the sums hold ROWS rows of COLUMNS.
     unsafe { write(tile, &plain) };
+}
+
+/// The address, which the compiler learns only when the sum is there: it would else load the left lanes of all unrolled steps
+/// first, more than there are registers.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn after(mut address: *const f32, sum: &mut __m256) -> *const f32 {
+    // SAFETY: no instruction.
+    unsafe {
+        asm!("/* {0} {1} */", inout(reg) address, inout(ymm_reg) *sum, options(pure, readonly, nostack, preserves_flags))
+    };
+    address
 }

@@ -9,6 +9,7 @@ use std::arch::x86_64::{
 use std::mem::transmute;
 
 use super::micro::{Base, Initial, LeftLayout, Tile, by_layout};
+use super::pack::LINE_LANES;
 use crate::element::Element;
 
 pub(super) const LANES: usize = 16;

@@ -57,18 +57,18 @@ pub(crate) enum RightLayout {
 
 /// Runs a kernel's loop over the lanes `p` of a part, `$accumulate!(lane, ahead)`, for either layout of the left side: lane
 /// `p` of row `i` is `lane(i, p)`, and what the next rows need comes along from `ahead(p)`. Of rows that is a line of one of
-/// them for each lane, so that all have come after a line's worth of lanes.
+/// them for each lane, so that all have come after a line's worth of lanes. Its
+/// callers have `LINE_LANES` and `LeftLayout`.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_layout {
-    ($layout:expr, $rows:expr, $left_stride:expr, $accumulate:ident) => {{
-        use crate::gemm::pack::LINE_LANES;
+    ($layout:expr, $rows:expr, $left_stride:expr, $accumulate:ident) => {
         match $layout {
             LeftLayout::Panels(step) => $accumulate!(|i, p| p * $left_stride + i, |p| p * $left_stride + step),
             LeftLayout::Rows(stride) => $accumulate!(|i, p| i * stride + p, |p| {
                 ($rows + p % LINE_LANES) * stride + p / LINE_LANES * LINE_LANES
             }),
         }
-    }};
+    };
 }
 #[cfg(target_arch = "x86_64")]
 pub(super) use by_layout;
