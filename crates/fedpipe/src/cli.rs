@@ -149,9 +149,9 @@ pub struct EvaluateArgs {
     /// Write a completion for every prompt and hold it against those of the file: bleu, nist, rouge-l, exact-match, …
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = metric)]
     pub metrics: Vec<Metric>,
-    /// With --metrics or --samples: tokens of a completion at most
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
-    pub max_new_tokens: usize,
+    /// With --metrics or --samples of a model that writes: tokens of a completion at most; 128 if not given
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_new_tokens: Option<usize>,
     /// Measure the base model without the adapter, too
     #[arg(long)]
     pub compare: bool,

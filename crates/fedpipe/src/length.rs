@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// Share of the texts that are left whole where the length is left to FedPipe: labels seldom hang on the last words of the
 /// longest texts, and answers end where they are cut.
-const WHOLE_TEXTS: f64 = 0.95;
+const WHOLE_TEXTS: f64 = 0.75;
 const WHOLE_ANSWERS: f64 = 0.99;
 /// Most tokens of a text that are asked for without a person having said so.
 const MOST_TOKENS: usize = 1024;

@@ -28,6 +28,14 @@ pub enum RunDirError {
     /// Somebody's files would be mixed with the run's.
     #[error("{} is not empty and holds no run; write elsewhere (--output DIR)", .0.display())]
     NotEmpty(PathBuf),
+    /// No folder can be there: something on the way is a file, say, or may not be written to.
+    #[error("no folder can be made at {}: {error}", path.display())]
+    Unusable {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// There is nothing to go on with.
     #[error("{} holds no run: it has no {CONFIG}", .0.display())]
     NoRun(PathBuf),
@@ -50,7 +58,15 @@ pub enum RunDirError {
 impl RunDirError {
     /// Whether the user chose a folder that cannot be used, rather than the system refusing a good one.
     pub fn is_users(&self) -> bool {
-        matches!(self, Self::HoldsRun(_) | Self::NotEmpty(_) | Self::NoRun(_) | Self::InUse(_))
+        use io::ErrorKind::{AlreadyExists, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+        match self {
+            Self::HoldsRun(_) | Self::NotEmpty(_) | Self::NoRun(_) | Self::InUse(_) => true,
+            // `/proc` says that a folder in it is not found.
+            Self::Unusable { error, .. } => {
+                matches!(error.kind(), AlreadyExists | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem)
+            }
+            Self::Config(_) | Self::Io { .. } => false,
+        }
     }
 }
 
@@ -62,7 +78,7 @@ impl RunDir {
     pub fn create(config: &Config) -> Result<Self, RunDirError> {
         let path = config.output.dir.clone();
         Self::check_free(&path)?;
-        fs::create_dir_all(&path).map_err(|error| RunDirError::Io { path: path.clone(), error })?;
+        fs::create_dir_all(&path).map_err(|error| RunDirError::Unusable { path: path.clone(), error })?;
         let dir = Self::locked(&path)?;
         // Another process may have been faster between the first look and the lock.
         if path.join(CONFIG).exists() {
@@ -80,7 +96,7 @@ impl RunDir {
         if path.join(CONFIG).exists() {
             return Err(RunDirError::HoldsRun(path.to_path_buf()));
         }
-        let at = |error| RunDirError::Io { path: path.to_path_buf(), error };
+        let at = |error| RunDirError::Unusable { path: path.to_path_buf(), error };
         // A lock left by a process that died before it wrote the configuration is not a run.
         let foreign = |entry: io::Result<fs::DirEntry>| entry.map_or(true, |entry| entry.file_name() != LOCK);
         match path.exists() && fs::read_dir(path).map_err(at)?.any(foreign) {
@@ -243,6 +259,10 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         fs::write(parent.path().join("thesis.tex"), "…").unwrap();
         assert!(matches!(RunDir::create(&config(parent.path())), Err(RunDirError::NotEmpty(_))));
+        for file in ["thesis.tex", "thesis.tex/run"] {
+            let error = RunDir::create(&config(&parent.path().join(file))).unwrap_err();
+            assert!(error.is_users() && matches!(error, RunDirError::Unusable { .. }), "{error}");
+        }
         assert!(matches!(RunDir::resume(parent.path()), Err(RunDirError::NoRun(_))));
         assert!(matches!(RunDir::open(parent.path()), Err(RunDirError::NoRun(_))));
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
@@ -268,10 +288,9 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_is_not_the_users_fault() {
-        let parent = tempfile::tempdir().unwrap();
-        fs::write(parent.path().join("file"), "").unwrap();
-        let error = RunDir::create(&config(&parent.path().join("file/run"))).unwrap_err();
-        assert!(!error.is_users() && error.to_string().contains("file/run"), "{error}");
+    fn a_disk_without_room_is_not_the_users_fault_and_a_file_in_the_way_is() {
+        let of = |kind: io::ErrorKind| RunDirError::Unusable { path: "runs/a".into(), error: kind.into() }.is_users();
+        assert!(of(io::ErrorKind::NotADirectory) && of(io::ErrorKind::PermissionDenied));
+        assert!(!of(io::ErrorKind::StorageFull));
     }
 }

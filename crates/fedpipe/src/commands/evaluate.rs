@@ -25,6 +25,9 @@ struct Quality {
     scores: BTreeMap<&'static str, f64>,
 }
 
+/// Tokens of a completion at most, where nobody says.
+const MAX_NEW_TOKENS: usize = 128;
+
 /// What was written after a prompt, and what should have been.
 #[derive(Serialize)]
 struct Sample {
@@ -73,6 +76,12 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
         }
         _ => vec![],
     };
+    let completes = writes && matches!(trained.task, Task::Instruct(_));
+    if args.max_new_tokens.is_some() && !completes {
+        let what =
+            "--max-new-tokens is for the completions of --metrics and --samples, of models that follow instructions";
+        return Err(AppError::user(what).hint("leave it out: nothing is completed here"));
+    }
     if args.compare && matches!(trained.task, Task::Classification(_) | Task::SpanQa(_)) {
         return Err(AppError::user("--compare is for models that write: without its adapter a head knows nothing"));
     }
@@ -120,7 +129,8 @@ impl Bench<'_> {
             texts = found.into_iter().map(|answer| answer.text).collect();
         } else if !self.prompts.is_empty() {
             let ids = self.prompts.iter().map(|prompt| encoder.written(&prompt.text)).collect::<Result<Vec<_>, _>>()?;
-            let decoding = Decoding { max_new_tokens: self.args.max_new_tokens, ..Decoding::default() };
+            let decoding =
+                Decoding { max_new_tokens: self.args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS), ..Decoding::default() };
             let writing = Writing { base, adapter, format, decoding: &decoding, seed: Seed(0) };
             texts = writing.texts(&ids, encoder, &mut |_, _| true)?;
             texts.iter_mut().for_each(|text| *text = text.trim().to_string());
