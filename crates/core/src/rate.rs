@@ -1,6 +1,7 @@
 //! The learning rate over the steps of a run.
 
 use serde::{Deserialize, Serialize};
+use std::f64::consts::PI;
 
 /// What becomes of the learning rate after its warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -8,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Schedule {
     /// Falls to 0 after the last step of the last round.
     Linear,
+    /// Falls to 0 by half a turn of the cosine: slowly, fast, slowly.
+    Cosine,
     /// Stays.
     Constant,
 }
@@ -33,16 +36,16 @@ impl LearningRate {
         Self { peak: rate, schedule: Schedule::Constant, warmup_steps: 0, total_steps: 0, first_step: 0 }
     }
 
-    /// The rate of a step of this round, from 0: what `get_linear_schedule_with_warmup` and
+    /// The rate of a step of this round, from 0: what `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` and
     /// `get_constant_schedule_with_warmup` of `transformers` have for it.
     pub fn at(&self, step: usize) -> f64 {
         let (step, warmup) = (self.first_step + step, self.warmup_steps);
+        let left = self.total_steps.saturating_sub(step) as f64 / self.total_steps.saturating_sub(warmup).max(1) as f64;
         let share = match self.schedule {
             _ if step < warmup => step as f64 / warmup as f64,
             Schedule::Constant => 1.0,
-            Schedule::Linear => {
-                self.total_steps.saturating_sub(step) as f64 / self.total_steps.saturating_sub(warmup).max(1) as f64
-            }
+            Schedule::Linear => left,
+            Schedule::Cosine => 0.5 - 0.5 * (PI * left).cos(),
         };
         self.peak * share
     }
@@ -61,6 +64,9 @@ mod tests {
         for (step, expected) in expected.into_iter().enumerate() {
             assert!((of(Schedule::Linear, 0).at(step) - expected).abs() < 1e-12, "step {step}");
             assert_eq!(of(Schedule::Linear, step).at(0), of(Schedule::Linear, 0).at(step), "rounds join");
+            let cosine =
+                [0.0, 0.2, 0.4, 0.6, 0.8, 0.746_410_161_513_775_6, 0.6, 0.4, 0.2, 0.053_589_838_486_224_52, 0.0][step];
+            assert!((of(Schedule::Cosine, 0).at(step) - cosine).abs() < 1e-12, "step {step}");
             let constant = if step < 4 { expected } else { 0.8 };
             assert!((of(Schedule::Constant, 0).at(step) - constant).abs() < 1e-12, "step {step}");
         }

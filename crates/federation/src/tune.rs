@@ -163,11 +163,13 @@ pub fn scaling() -> (f64, Chosen) {
 /// Share of the steps in which the learning rate rises to its peak.
 pub fn warmup_ratio(schedule: Schedule) -> (f64, Chosen) {
     let ratio = match schedule {
-        Schedule::Linear => WARMUP_RATIO,
+        Schedule::Linear | Schedule::Cosine => WARMUP_RATIO,
         Schedule::Constant => 0.0,
     };
     let reason = match schedule {
-        Schedule::Linear => "AdamW's moments are noise in the first steps; 6 % as in RoBERTa's fine-tuning",
+        Schedule::Linear | Schedule::Cosine => {
+            "AdamW's moments are noise in the first steps; 6 % as in RoBERTa's fine-tuning"
+        }
         Schedule::Constant => "a learning rate that stays has no phases",
     };
     (ratio, chosen("training.warmup_ratio", ratio, reason.into()))

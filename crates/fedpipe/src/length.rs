@@ -11,8 +11,10 @@ use fedpipe_model::data::Example;
 use std::collections::BTreeMap;
 
 /// Share of the texts that are left whole where the length is left to FedPipe: labels seldom hang on the last words of the
-/// longest texts, and answers end where they are cut.
+/// longest texts, which cost the most (measured: docs/planner.md), those of pairs may hang on any word, and answers end where they
+/// are cut.
 const WHOLE_TEXTS: f64 = 0.75;
+const WHOLE_PAIRS: f64 = 0.95;
 const WHOLE_ANSWERS: f64 = 0.99;
 /// Most tokens of a text that are asked for without a person having said so.
 const MOST_TOKENS: usize = 1024;
@@ -36,9 +38,11 @@ pub fn of(
         let (key, reason) = ("training.max_length".into(), reason.into());
         Ok((length, Chosen { key, value: length.to_string(), reason }))
     };
+    let pairs = shared.iter().chain(own.values().flatten()).any(|example| example.second.is_some());
     let whole = match task {
         Task::SpanQa(_) => return usual(QUESTION_LENGTH, "longer passages are read in windows of this length"),
         Task::Lm { .. } => return usual(PIECE_TOKENS, "documents are packed into pieces of this length"),
+        Task::Classification(_) if pairs => WHOLE_PAIRS,
         Task::Classification(_) => WHOLE_TEXTS,
         Task::Instruct(_) => WHOLE_ANSWERS,
     };

@@ -199,6 +199,7 @@ impl Parts {
 fn schedule(name: &str) -> Schedule {
     match name {
         "constant" => Schedule::Constant,
+        "cosine" => Schedule::Cosine,
         _ => Schedule::Linear,
     }
 }

@@ -23,7 +23,7 @@ pub const CODECS: &[&str] = &["f32", "bf16"];
 /// `federation.partition.kind`.
 pub const PARTITIONS: &[&str] = &["dirichlet", "iid", "column"];
 /// `training.lr_scheduler_type`.
-pub const SCHEDULERS: &[&str] = &["linear", "constant"];
+pub const SCHEDULERS: &[&str] = &["linear", "cosine", "constant"];
 /// `plan.base_formats`; a test holds it to [`fedpipe_core::BaseFormat::ALL`].
 pub const BASE_FORMATS: &[&str] = &["f32", "bf16", "int8", "nf8", "nf4", "nf3", "nf2"];
 
