@@ -250,7 +250,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N")]
     pub beams: Option<usize>,
     /// With --beams: above 0 favours long texts
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, requires = "beams")]
     pub length_penalty: f32,
     /// Make tokens that occurred less likely; 1 changes nothing
     #[arg(long, value_name = "X", default_value_t = 1.0)]

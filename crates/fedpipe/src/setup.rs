@@ -170,12 +170,13 @@ impl Setup {
     /// # Errors
     /// When the model, the data, the method or the seed changed since it began.
     pub fn check_unchanged(&self, config: &Config, state: &RunState) -> Result<(), AppError> {
-        let changed = if state.inputs != self.inputs() {
-            "the base model or the data"
-        } else if state.seed != Seed(config.federation.seed) {
+        // The seed splits the data, so it is looked at before them.
+        let changed = if state.seed != Seed(config.federation.seed) {
             "federation.seed"
         } else if state.method != config.federation.method {
             "federation.method"
+        } else if state.inputs != self.inputs() {
+            "the base model or the data"
         } else {
             return Ok(());
         };

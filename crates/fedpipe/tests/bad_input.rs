@@ -95,9 +95,13 @@ fn a_folder_that_holds_another_run() {
 }
 
 #[test]
-fn data_that_changed_under_a_run() {
+fn data_or_a_seed_that_changed_under_a_run() {
     let world = World::new();
-    world.succeed(&["run", "run.toml", "--quiet", "--set", "federation.rounds=1"]);
+    world.succeed(&["run", "run.toml", "--quiet", "--set", "federation.rounds=1", "--set", "federation.seed=7"]);
+    let config = fs::read_to_string(world.path("runs/a/config.toml")).unwrap();
+    fs::write(world.path("runs/a/config.toml"), config.replace("seed = 7", "seed = 8")).unwrap();
+    says(&world.refuse(&["run", "--resume", "runs/a"]), &["federation.seed changed since this run began"]);
+    fs::write(world.path("runs/a/config.toml"), config).unwrap();
     let train = fs::read_to_string(world.path("train.tsv")).unwrap();
     fs::write(world.path("train.tsv"), train.lines().take(200).collect::<Vec<_>>().join("\n")).unwrap();
     says(&world.refuse(&["run", "--resume", "runs/a"]), &["data changed since this run began"]);
