@@ -81,7 +81,8 @@ golden: assets reference ## Make the golden test fixtures anew with PyTorch
 	$(REFERENCE) scripts/golden_sampling.py
 	# Apart from the reference environment: PEFT would load it too, and try to fetch kernels with it.
 	$(REFERENCE) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --upgrade \
-		--target .venv-golden bitsandbytes==0.50.2 gguf==0.19.0
+		--target .venv-golden bitsandbytes==0.50.2 gguf==0.19.0 pyarrow==26.0.1
+	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_parquet.py
 	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_nf4.py
 	PYTHONPATH=.venv-golden $(REFERENCE) scripts/golden_int8.py
 	$(REFERENCE) -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --upgrade \

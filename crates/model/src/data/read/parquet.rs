@@ -1,16 +1,23 @@
-//! Parquet, through the record interface: no Arrow.
+//! Parquet, through the record interface: no Arrow. Columns of lists and structs, as of messages or of SQuAD's answers,
+//! become JSON where the task reads JSON.
 
-use super::{Columns, Example, Origin, Places, Sink, io_error};
+use super::{Columns, Example, MAX_RECORD_BYTES, Origin, Places, Sink, io_error};
 use crate::data::DataError;
+use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use ::parquet::data_type::{ByteArray, DataType};
 use ::parquet::errors::ParquetError;
-use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use ::parquet::record::Field;
 use ::parquet::record::reader::RowIter;
 use ::parquet::schema::types::Type;
+use serde_json::{Number, Value, json};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+
+/// Most values that a row group may have in a nested column, names of roles and the like included.
+const MAX_GROUP_VALUES: usize = 8 << 20;
 
 pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let file = File::open(path).map_err(io_error(path))?;
@@ -21,8 +28,6 @@ pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Resul
 
 fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let start = Origin::new(path, 1);
-    let broken =
-        |origin: &Origin, e: ParquetError| origin.malformed(format!("not a Parquet file that can be read: {e}"));
     let reader = SerializedFileReader::new(file).map_err(|e| broken(&start, e))?;
     let schema = reader.metadata().file_metadata().schema();
     let header: Vec<&str> = schema.get_fields().iter().map(|f| f.name()).collect();
@@ -30,33 +35,121 @@ fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink<'_>) ->
 
     let wanted = |field: &&Arc<Type>| columns.names().any(|name| name == field.name());
     let wanted: Vec<Arc<Type>> = schema.get_fields().iter().filter(wanted).cloned().collect();
-    if let Some(nested) = wanted.iter().find(|f| !f.is_primitive()) {
-        return Err(start
-            .malformed(format!("the column `{}` is nested; write the records as JSON Lines instead", nested.name())));
+    let nested = |name: &str| wanted.iter().any(|field| field.name() == name && !field.is_primitive());
+    let is_json = |name: &str| columns.structured && (name == columns.text || columns.label.as_deref() == Some(name));
+    if let Some(name) = header.iter().find(|name| nested(name) && !is_json(name)) {
+        return Err(start.malformed(format!("the column `{name}` is nested, and this task reads plain values there")));
     }
+    let leaves = reader.metadata().file_metadata().schema_descr().columns().iter();
+    let nested: Vec<usize> =
+        (0..).zip(leaves).filter(|(_, leaf)| nested(&leaf.path().parts()[0])).map(|(i, _)| i).collect();
     let projection = Type::group_type_builder(schema.name()).with_fields(wanted).build();
-    let rows = RowIter::from_file(Some(projection.map_err(|e| broken(&start, e))?), &reader);
-    let rows = rows.map_err(|e| broken(&start, e))?;
-    for (row, number) in rows.zip(1..) {
-        let origin = start.at(number);
-        // A row that cannot be decoded says nothing of where the next one is.
-        let fields = row.map_err(|e| broken(&origin, e))?.into_columns();
-        sink.take(from_fields(columns, fields, origin))?;
+    let projection = projection.map_err(|e| broken(&start, e))?;
+    let mut number = 0;
+    for group in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(group).map_err(|e| broken(&start.at(number + 1), e))?;
+        for &leaf in &nested {
+            check_sizes(&*group, leaf, &start.at(number + 1))?;
+        }
+        let rows = RowIter::from_row_group(Some(projection.clone()), &*group);
+        for row in rows.map_err(|e| broken(&start.at(number + 1), e))? {
+            number += 1;
+            let origin = start.at(number);
+            // A row that cannot be decoded says nothing of where the next one is.
+            let fields = row.map_err(|e| broken(&origin, e))?.into_columns();
+            sink.take(from_fields(columns, fields, origin))?;
+        }
     }
     Ok(())
+}
+
+/// Refuses a leaf of a nested column of whose values a few bytes may stand for more than memory holds: a row of it is
+/// read whole. `first` is the group's first row.
+fn check_sizes(group: &dyn RowGroupReader, leaf: usize, first: &Origin) -> Result<(), DataError> {
+    let mut pages = group.get_column_page_reader(leaf).map_err(|e| broken(first, e))?;
+    let mut values = 0;
+    while let Some(page) = pages.peek_next_page().map_err(|e| broken(first, e))? {
+        values += page.num_levels.unwrap_or(0);
+        pages.skip_next_page().map_err(|e| broken(first, e))?;
+    }
+    if values > MAX_GROUP_VALUES {
+        return Err(first.malformed(format!(
+            "a row group has {values} values in a nested column, and {MAX_GROUP_VALUES} can be read; write smaller row \
+             groups"
+        )));
+    }
+    match group.get_column_reader(leaf).map_err(|e| broken(first, e))? {
+        ColumnReader::ByteArrayColumnReader(mut column) => check_rows(&mut column, ByteArray::len, first),
+        ColumnReader::FixedLenByteArrayColumnReader(mut column) => check_rows(&mut column, |value| value.len(), first),
+        // Of all others a value is no larger than what its row takes per value anyway.
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a row of which a leaf's texts are longer than a record may be. They are shared until they are taken out.
+fn check_rows<T: DataType>(
+    column: &mut ColumnReaderImpl<T>,
+    len: impl Fn(&T::T) -> usize,
+    first: &Origin,
+) -> Result<(), DataError> {
+    let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
+    for row in 0.. {
+        let origin = first.at(first.line + row);
+        (values.clear(), definitions.clear(), repetitions.clear());
+        let read = column.read_records(1, Some(&mut definitions), Some(&mut repetitions), &mut values);
+        let (rows, ..) = read.map_err(|e| broken(&origin, e))?;
+        if rows == 0 {
+            break;
+        }
+        if values.iter().map(&len).sum::<usize>() > MAX_RECORD_BYTES {
+            return Err(origin.malformed(format!("the record is longer than {MAX_RECORD_BYTES} bytes")));
+        }
+    }
+    Ok(())
+}
+
+fn broken(origin: &Origin, error: ParquetError) -> DataError {
+    origin.malformed(format!("not a Parquet file that can be read: {error}"))
 }
 
 fn from_fields(columns: &Columns, fields: Vec<(String, Field)>, origin: Origin) -> Result<Example, DataError> {
     // A site may be read off a column that is also the text.
     let take = |column: &str| {
         let field = fields.iter().find(|(name, _)| name == column);
-        word(field.map(|(_, field)| field.clone()), column, &origin)
+        match field {
+            // Only columns that may be are nested.
+            Some((_, nested @ (Field::Group(_) | Field::ListInternal(_)))) => {
+                Ok(json(nested, column, &origin)?.to_string())
+            }
+            field => word(field.map(|(_, field)| field.clone()), column, &origin),
+        }
     };
     let site = columns.site.as_deref().map(take).transpose()?;
     let label = columns.label.as_deref().map(take).transpose()?;
     let second = columns.second.as_deref().map(take).transpose()?;
     let text = take(&columns.text)?;
     Example { text, second, label: label.unwrap_or_default(), site, origin }.checked(columns)
+}
+
+/// A nested value as JSON.
+fn json(field: &Field, column: &str, origin: &Origin) -> Result<Value, DataError> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Group(row) => {
+            let member = |(name, field): (&String, &Field)| Ok((name.clone(), json(field, column, origin)?));
+            Value::Object(row.get_column_iter().map(member).collect::<Result<_, DataError>>()?)
+        }
+        Field::ListInternal(list) => {
+            let element = |field| json(field, column, origin);
+            Value::Array(list.elements().iter().map(element).collect::<Result<_, _>>()?)
+        }
+        Field::Float(x) => json!(x),
+        Field::Double(x) => json!(x),
+        Field::Bool(truth) => json!(truth),
+        Field::Str(_) | Field::Bytes(_) => Value::String(word(Some(field.clone()), column, origin)?),
+        // What is left of words is whole numbers, which JSON writes as they are.
+        other => word(Some(other.clone()), column, origin)?.parse::<Number>().map(Value::Number).unwrap_or_default(),
+    })
 }
 
 fn word(field: Option<Field>, column: &str, origin: &Origin) -> Result<String, DataError> {
