@@ -95,7 +95,9 @@ fn check_rows<T: DataType>(
     let (mut values, mut definitions, mut repetitions) = (Vec::new(), Vec::new(), Vec::new());
     for row in 0.. {
         let origin = first.at(first.line + row);
-        (values.clear(), definitions.clear(), repetitions.clear());
+        values.clear();
+        definitions.clear();
+        repetitions.clear();
         let read = column.read_records(1, Some(&mut definitions), Some(&mut repetitions), &mut values);
         let (rows, ..) = read.map_err(|e| broken(&origin, e))?;
         if rows == 0 {
