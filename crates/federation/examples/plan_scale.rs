@@ -54,6 +54,7 @@ fn main() {
             menu,
             server_rank: None,
             local_steps: 10,
+            cohort_fraction: 1.0,
             value_bytes: 2.0,
             deadline,
             finish,

@@ -259,6 +259,7 @@ mod tests {
             menu,
             server_rank: Some(2),
             local_steps: 1,
+            cohort_fraction: 1.0,
             value_bytes: 4.0,
             deadline,
             finish,

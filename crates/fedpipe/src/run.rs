@@ -312,6 +312,7 @@ fn plan_settings(config: &Config, value_bytes: f64) -> PlanSettings {
         server_rank: federation.server_rank.given(),
         // Where they are to be found out, [`planned`] does that.
         local_steps: config.training.local_steps.given().unwrap_or_default(),
+        cohort_fraction: config.federation.cohort,
         value_bytes,
         deadline: federation.deadline_s.given().map_or(Deadline::Auto, Deadline::Seconds),
         finish: federation.finish_within_h.map(|within_h| Finish { within_h, rounds: federation.rounds }),

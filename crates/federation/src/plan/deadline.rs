@@ -2,14 +2,17 @@
 //!
 //! A longer round lets silos train more weights at higher ranks on larger batches, so fewer rounds are needed. What a silo's
 //! plan brings forward in a round is taken to be the part of the importance that it trains, Σ_m I_m·u(r_m), and a tenth for
-//! the head, which always trains, times 1/(1 + B/b): below a critical batch size B, the steps to a target fall as 1 + B/b
-//! (McCandlish et al., arXiv 1812.06162). B is not known before training; the largest batch of the menu stands for it.
-//! Silos' data differ, so what a silo holds is learnt from its own updates above all, in 1/progress_i rounds; the time to a
-//! target over everybody's data is then in proportion to T·Σ_i w_i/progress_i(T). The deadlines between what the slowest silo
+//! the head, which always trains. Silos' data differ, so what a silo holds is learnt from its own updates above all, in
+//! 1/progress_i rounds. The noise of small batches is the merged update's: it averages out over the silos of a round, and
+//! below a critical batch size B the steps to a target fall as 1 + B·Σ_i w_i²/b_i (McCandlish et al., arXiv 1812.06162, with
+//! the batch that these silos make together). B is not known before training; the largest batch of the menu stands for it.
+//! The time to a target over everybody's data is then in proportion to T·(1 + B·Σ_i w_i²/b_i)·Σ_i w_i/progress_i, each at
+//! its best within T. The deadlines between what the slowest silo
 //! needs for its smallest plan and what all need for their best are compared by it.
 
 use super::choose::{Choice, Menu, Shortfall, best, feasible, format_penalty};
 use super::{DEADLINE_SHARE, Deadline, Enrolled, PlanError, PlanSettings, View, refusal, smallest_plan};
+use crate::round::cohort_size;
 
 /// What the head alone brings forward, of what all weights together do. The project's own number.
 const HEAD: f64 = 0.1;
@@ -81,11 +84,15 @@ type Offered<'a> = (&'a View<'a>, &'a PlanSettings);
 struct Sample<'a> {
     enrolled: &'a Enrolled<'a>,
     some: Vec<Offered<'a>>,
+    /// How many of all take part in a round.
+    cohort: usize,
 }
 
 impl<'a> Sample<'a> {
     fn of(enrolled: &'a Enrolled<'_>, all: &[Offered<'a>]) -> Self {
-        Self { enrolled, some: all.iter().copied().step_by(all.len().div_ceil(SILOS)).collect() }
+        let fraction = all.first().map_or(1.0, |(_, settings)| settings.cohort_fraction);
+        let some = all.iter().copied().step_by(all.len().div_ceil(SILOS)).collect();
+        Self { enrolled, some, cohort: cohort_size(all.len(), fraction) }
     }
 
     /// Their best plans within so many seconds.
@@ -97,13 +104,19 @@ impl<'a> Sample<'a> {
         self.some.iter().map(of).collect()
     }
 
-    /// Rounds to a target with these plans, up to a factor: Σ w_i/progress_i.
+    /// Rounds to a target with these plans, up to a factor: (1 + B·Σ w_i²/b_i)·Σ w_i/progress_i. Where some silos stand for all,
+    /// or not all take part in a round, the sum of the squares is that of as many silos like these as do.
     fn rounds(&self, plans: &[Choice]) -> f64 {
         let examples = |view: &View<'_>| view.profile.examples.max(1) as f64;
         let all: f64 = self.some.iter().map(|(view, _)| examples(view)).sum();
-        let of =
-            |(plan, (view, settings)): (&Choice, &Offered<'_>)| examples(view) / all / progress(plan, &settings.menu);
-        plans.iter().zip(&self.some).map(of).sum()
+        let (mut rounds, mut noise) = (0.0, 0.0);
+        for (plan, (view, settings)) in plans.iter().zip(&self.some) {
+            let weight = examples(view) / all;
+            rounds += weight / progress(plan, &settings.menu);
+            let critical = settings.menu.batch_sizes.last().copied().unwrap_or(1) as f64;
+            noise += weight * weight * critical / plan.frame.batch_size as f64;
+        }
+        rounds * (1.0 + noise * self.some.len() as f64 / self.cohort as f64)
     }
 }
 
@@ -164,10 +177,9 @@ fn soonest(enrolled: &Enrolled<'_>, silos: &[Offered<'_>]) -> Result<(f64, Strin
     Ok((seconds / DEADLINE_SHARE, reason))
 }
 
-/// What a plan brings a silo forward in a round, from [`HEAD`] over a large number to 1/2.
+/// What a plan brings a silo forward in a round, from [`HEAD`] to 1.
 fn progress(choice: &Choice, menu: &Menu) -> f64 {
     let frame = choice.frame;
     let trained = choice.objective - menu.batch_term(frame.batch_size) + format_penalty(frame.base_format);
-    let critical = menu.batch_sizes.last().copied().unwrap_or(1) as f64;
-    (HEAD + (1.0 - HEAD) * trained) / (1.0 + critical / frame.batch_size as f64)
+    HEAD + (1.0 - HEAD) * trained
 }

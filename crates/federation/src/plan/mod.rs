@@ -78,6 +78,8 @@ pub struct PlanSettings {
     pub server_rank: Option<usize>,
     /// Optimizer steps of a round.
     pub local_steps: usize,
+    /// Share of the silos that takes part in a round.
+    pub cohort_fraction: f64,
     /// Bytes that a value takes in the codec ([`crate::codec::CODECS`]).
     pub value_bytes: f64,
     /// When a round ends.

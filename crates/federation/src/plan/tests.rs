@@ -22,7 +22,17 @@ pub(super) fn settings(deadline: Deadline) -> PlanSettings {
     };
     let tuning = TuningPatterns::default();
     let server_rank = Some(4);
-    PlanSettings { menu, server_rank, local_steps: 5, value_bytes: 4.0, deadline, finish: None, coverage: 1, tuning }
+    PlanSettings {
+        menu,
+        server_rank,
+        local_steps: 5,
+        cohort_fraction: 1.0,
+        value_bytes: 4.0,
+        deadline,
+        finish: None,
+        coverage: 1,
+        tuning,
+    }
 }
 
 fn importance(values: [f64; 2]) -> BTreeMap<WeightId, f64> {

@@ -151,11 +151,16 @@ pub fn start(
 /// The silos of the next round: the same for the same seed and round, whatever happened before. In ascending order.
 pub fn cohort(state: &RunState, fraction: f64) -> Vec<SiloId> {
     let mut silos: Vec<SiloId> = state.profiles.keys().cloned().collect();
-    let size = ((silos.len() as f64 * fraction).ceil() as usize).clamp(1, silos.len().max(1));
+    let size = cohort_size(silos.len(), fraction);
     silos.shuffle(&mut state.seed.derive(Purpose::Cohort, state.round + 1, None).stream());
     silos.truncate(size);
     silos.sort();
     silos
+}
+
+/// How many of so many silos take part in a round.
+pub(crate) fn cohort_size(silos: usize, fraction: f64) -> usize {
+    ((silos as f64 * fraction).ceil() as usize).clamp(1, silos.max(1))
 }
 
 /// A task out and its result back.

@@ -83,6 +83,7 @@ impl Federation {
             menu: menu(),
             server_rank: Some(4),
             local_steps: 5,
+            cohort_fraction: 1.0,
             value_bytes: 4.0,
             deadline: Deadline::Seconds(DEADLINE_S),
             finish: None,

@@ -16,6 +16,7 @@ fn plan_settings() -> PlanSettings {
         menu: menu(),
         server_rank: Some(4),
         local_steps: 5,
+        cohort_fraction: 1.0,
         value_bytes: 4.0,
         deadline,
         finish,

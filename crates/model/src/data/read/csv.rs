@@ -11,7 +11,16 @@ use std::path::Path;
 pub(super) fn read(path: &Path, columns: &Columns, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let mut records = Records::open(path)?;
     let Some((header, origin)) = records.next()?.transpose()? else { return Ok(()) };
-    let places = Places::of(columns, &header.iter().collect::<Vec<_>>(), &origin)?;
+    let places = Places::of(columns, &header.iter().collect::<Vec<_>>(), &origin).map_err(|error| {
+        let other = [(';', "semicolons"), ('\t', "tabs")]
+            .into_iter()
+            .find(|(c, _)| header.len() == 1 && header[0].contains(*c));
+        let Some((_, other)) = other else { return error };
+        origin.malformed(format!(
+            "the header is one column, `{}`; separate the columns by commas instead of {other}",
+            &header[0]
+        ))
+    })?;
     while let Some(record) = records.next()? {
         let found = record.and_then(|(record, origin)| from_record(columns, &places, header.len(), &record, origin));
         sink.take(found)?;

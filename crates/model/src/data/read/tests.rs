@@ -279,6 +279,10 @@ fn a_missing_column_is_reported_with_the_nearest() {
     assert_eq!(default_message("a.csv", "Labels,text\na,b\n"), expected("a.csv:1"));
     assert_eq!(default_message("a.jsonl", "{\"Labels\": 1, \"text\": \"\"}"), expected("a.jsonl:1"));
     assert_eq!(
+        default_message("a.csv", "label;text\na;b\n"),
+        "a.csv:1: the header is one column, `label;text`; separate the columns by commas instead of semicolons"
+    );
+    assert_eq!(
         default_message("a.tsv", "text\tx\ta\tb\n"),
         "a.tsv:1: there is no column `label`; the columns are `text`, `x`, `a`, `b`"
     );
