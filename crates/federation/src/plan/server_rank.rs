@@ -2,8 +2,8 @@
 //!
 //! Every silo downloads the whole merged adapter in every round and applies what it does not train of it. A lower rank makes
 //! that less, and leaves the silos no rank above it. So every rank R of the menu is tried: the menu up to R, and R on the
-//! server. The deadline is worked out for each, unless it is given, and the least time to a target, T·Σ_i w_i/progress_i(T)
-//! of [`super::deadline`], wins; ties go to the larger rank.
+//! server. The deadline is worked out for each, unless it is given, and the least time to a target by [`super::deadline`] wins;
+//! ties go to the larger rank.
 
 use super::{Enrolled, PlanError, PlanSettings, deadline};
 use fedpipe_core::Chosen;
