@@ -154,6 +154,23 @@ impl fmt::Display for Path {
     }
 }
 
+/// Lines in a set of the first-level data cache; eight where the processor does not say.
+pub(crate) fn first_level_ways() -> usize {
+    const USUAL: usize = 8;
+    #[cfg(target_arch = "x86_64")]
+    {
+        use raw_cpuid::{CacheType, CpuId};
+        static WAYS: OnceLock<usize> = OnceLock::new();
+        *WAYS.get_or_init(|| {
+            let caches = CpuId::new().get_cache_parameters();
+            let data = caches.and_then(|mut all| all.find(|it| it.level() == 1 && it.cache_type() == CacheType::Data));
+            data.map_or(USUAL, |cache| cache.associativity())
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    USUAL
+}
+
 /// Defines `$name(path, args…)`, which runs the generic `$body::<FMA>(args…)` compiled for the instruction set of the
 /// path, so that its plain loops are vectorised for it. `FMA` tells whether a fused multiply-add is one instruction. One
 /// generic type may follow (`fn $name<E: Element>(…)`), which the body takes after `FMA`. The body must be

@@ -22,12 +22,12 @@ use crate::shared::SharedSlice;
 const JOB_COLUMNS: usize = 64;
 /// Lanes in depth of one expanded right tile: 64 columns of it take half of a usual second-level cache.
 const DEPTH_LANES: usize = 1024;
+/// What blocks are a multiple of in depth: whole groups of the codes that are decoded at once, whole tile registers.
+const DEPTH_STEP: usize = 64;
 /// Most output rows that are packed at once, which bounds the working memory of a large batch.
 const ROWS_AT_ONCE: usize = 1024;
 /// Working memory for the packed left sides, in bytes, that a deep product trades rows for.
 const LEFT_BYTES: usize = 16 << 20;
-/// Most rows for which a right side that lies as tiles can read it is not packed, measured.
-const LYING_ROWS: usize = 16;
 /// Multiply-adds below which a second thread costs more than it brings.
 const SERIAL_WORK: usize = 1 << 17;
 
@@ -435,7 +435,7 @@ impl Piece<'_> {
     /// enough for packing to pay.
     fn lying(&self, kernel: Kernel, first: usize, columns: usize, rows: usize) -> Option<(&[u32], usize)> {
         let lying = || self.right.lying_across(kernel, first, columns, self.depth.clone());
-        if rows <= LYING_ROWS { lying() } else { None }
+        if rows <= kernel.lying_rows() { lying() } else { None }
     }
 }
 
@@ -537,9 +537,11 @@ struct Block<'a> {
     lanes: usize,
 }
 
-/// The depth of all terms, cut so that a block's right tiles stay in the cache.
+/// The depth of all terms, cut evenly so that a block's right tiles stay in the cache.
 fn blocks<'a>(kernel: Kernel, inputs: &[Input<'_>], terms: &[Term<'a>], columns: usize) -> Vec<Block<'a>> {
-    let elements = DEPTH_LANES * if kernel.pairs() { 2 } else { 1 };
+    let most = DEPTH_LANES * if kernel.pairs() { 2 } else { 1 };
+    let all: usize = terms.iter().map(|term| kernel.depth_elements(depth_of(inputs, term.side))).sum();
+    let elements = all.div_ceil(all.div_ceil(most).max(1)).next_multiple_of(DEPTH_STEP);
     let mut blocks = vec![Block { pieces: vec![], lanes: 0 }];
     let mut room = elements;
     for term in terms {

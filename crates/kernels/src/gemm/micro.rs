@@ -212,6 +212,11 @@ impl Kernel {
         matches!(self.path, Path::Amx | Path::Avx512Bf16 | Path::Avx2)
     }
 
+    /// Most rows for which a right side that lies as tiles can read it is not packed, measured.
+    pub(crate) fn lying_rows(self) -> usize {
+        if self.path == Path::Avx2 { 64 } else { 16 }
+    }
+
     /// Computes one tile.
     ///
     /// # Safety

@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::dispatch::{Path, multiversion};
+use crate::dispatch::{Path, first_level_ways, multiversion};
 use crate::element::{Element, round};
 use crate::gemm::micro::{Kernel, LeftLayout};
 use crate::gemm::transpose::{GROUP, transpose};
@@ -16,8 +16,10 @@ const STRETCH: usize = 1024;
 /// Lanes of a cache line. Rows being transposed lie an odd number of lines apart, lest they all fall in one cache set.
 pub(super) const LINE_LANES: usize = 16;
 
-/// Rows that are a multiple of this apart fall into no more than two sets of a first-level cache of 32 KiB.
-const ALIASING_BYTES: usize = 2048;
+/// Bytes of one way of a first-level cache, 64 sets of a line each: rows a multiple of this apart fall into one set.
+const WAY_BYTES: usize = 4096;
+/// Lines of a set that are left to the right side and the output of a tile.
+const OTHER_LINES: usize = 2;
 
 /// Rows that are fetched ahead of the one that is read: pieces of rows lie too far apart for the processor to do it.
 const ROWS_AHEAD: usize = 16;
@@ -94,11 +96,22 @@ pub(crate) struct Panel {
 pub(crate) fn left_layout(kernel: Kernel, depth: usize) -> LeftLayout {
     let lanes = kernel.depth_lanes(depth);
     if kernel.tiles() {
-        let aliased = (lanes * size_of::<u32>()).is_multiple_of(ALIASING_BYTES);
-        LeftLayout::Rows(if aliased { lanes + LINE_LANES } else { lanes })
+        LeftLayout::Rows(if crowded(kernel, lanes) { lanes + LINE_LANES } else { lanes })
     } else {
         LeftLayout::Panels(lanes * kernel.left_stride())
     }
+}
+
+/// Whether the rows of a tile, so many lanes apart, would push each other out of the first-level cache.
+fn crowded(kernel: Kernel, stride: usize) -> bool {
+    let bytes = stride * size_of::<u32>();
+    if kernel.tiles() {
+        // A register takes whole lines at once; what it costs to find them in the next cache was measured at this distance.
+        return bytes.is_multiple_of(WAY_BYTES / 2);
+    }
+    let apart = 1 << bytes.trailing_zeros().min(WAY_BYTES.trailing_zeros());
+    let sharing = kernel.rows().div_ceil(WAY_BYTES / apart);
+    sharing + OTHER_LINES > first_level_ways()
 }
 
 /// The left panels of `rows` output rows: as few as the kernel's height allows, of even height; of tile registers all but the
@@ -196,11 +209,9 @@ impl Operand<'_> {
             return None;
         }
         let (lanes, stride) = self.source.plain()?.lanes(kernel, depth)?;
-        // Rows so far apart would push each other out of the first-level cache.
-        let aliased = (stride * size_of::<u32>()).is_multiple_of(ALIASING_BYTES);
         let whole = kernel.depth_lanes(depth) == kernel.filled_lanes(depth);
         let len = (rows - 1) * stride + kernel.filled_lanes(depth);
-        (whole && !aliased).then(|| (&lanes[..len], stride))
+        (whole && !crowded(kernel, stride)).then(|| (&lanes[..len], stride))
     }
 
     /// The columns from `first` on of the rows `depth` as lanes of the kernel, and the lanes from row to row, where tiles
