@@ -139,7 +139,8 @@ impl TextEncoder {
             }
             Ok(encoded)
         };
-        items.par_iter().map(one).collect()
+        // Gathered first, so that the first bad record is told however threads take turns.
+        items.par_iter().map(one).collect::<Vec<Result<T, DataError>>>().into_iter().collect()
     }
 
     fn tokens(&self, text: &str, second: Option<&str>) -> Result<Vec<u32>, DataError> {
@@ -219,6 +220,17 @@ mod tests {
             let encoder = TextEncoder::new(tokenizer.clone(), "t".as_ref(), 4, 7, segments).unwrap();
             assert_eq!(encoder.texts(&pair).unwrap().ids, [5, 6, 4, last]);
         }
+    }
+
+    #[test]
+    fn of_several_bad_records_the_first_is_told_though_another_thread_is_faster() {
+        let lines: Vec<u64> = (1..=64).collect();
+        let refuse = |&line: &u64| -> Result<(), DataError> {
+            std::thread::sleep(std::time::Duration::from_millis(if line == 1 { 100 } else { 0 }));
+            Err(DataError::NotUtf8 { origin: Origin::new("a.tsv".as_ref(), line) })
+        };
+        let error = encoder(8, 7).unwrap().each(&lines, refuse).unwrap_err();
+        assert!(error.to_string().starts_with("a.tsv:1: "), "{error}");
     }
 
     #[test]

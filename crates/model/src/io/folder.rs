@@ -11,7 +11,7 @@ use std::path::Path;
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// Fills a new folder: `fill` writes into a temporary one beside it, which takes its name when all is on the disk.
-/// After an error nothing is left behind.
+/// After an error nothing is left behind. What a process leaves there that is killed, the next one for the same folder removes.
 ///
 /// # Errors
 /// When `target` is there and not empty, when `fill` errs, or the disk does.
@@ -27,16 +27,23 @@ pub fn write_folder(target: &Path, fill: impl FnOnce(&Path) -> Result<(), IoErro
     }
     fs::create_dir_all(parent).map_err(IoError::at(parent))?;
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut builder = tempfile::Builder::new();
-    let prefix = format!(".{name}.");
-    builder.prefix(&prefix);
-    // A temporary folder is private by default, but this one is there to be shared; the umask still applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    let temporary = builder.tempdir_in(parent).map_err(IoError::at(parent))?;
+    // Always the same name, so that it is found again, and one that nobody would give a folder of their own.
+    let temporary = parent.join(format!(".{name}.fedpipe.tmp"));
+    if temporary.exists() {
+        fs::remove_dir_all(&temporary).map_err(IoError::at(&temporary))?;
+    }
+    fs::create_dir(&temporary).map_err(IoError::at(parent))?;
+    let written = fill(&temporary).and_then(|()| put(&temporary, target));
+    if written.is_err() {
+        // The first error says why; a full disk needs the room back.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written
+}
 
-    fill(temporary.path())?;
-    for entry in temporary.path().read_dir().map_err(IoError::at(target))? {
+/// Gives a folder that is filled its name, when its files are on the disk.
+fn put(temporary: &Path, target: &Path) -> Result<(), IoError> {
+    for entry in temporary.read_dir().map_err(IoError::at(target))? {
         let path = entry.map_err(IoError::at(target))?.path();
         if path.is_file() {
             File::open(&path).and_then(|file| file.sync_all()).map_err(IoError::at(&path))?;
@@ -45,10 +52,7 @@ pub fn write_folder(target: &Path, fill: impl FnOnce(&Path) -> Result<(), IoErro
     if target.exists() {
         fs::remove_dir(target).map_err(IoError::at(target))?;
     }
-    fs::rename(temporary.path(), target).map_err(IoError::at(target))?;
-    // Nothing is left under the temporary name to remove.
-    let _ = temporary.keep();
-    Ok(())
+    fs::rename(temporary, target).map_err(IoError::at(target))
 }
 
 /// Writes a JSON file for people to read, too.
@@ -125,6 +129,23 @@ mod tests {
         });
         assert!(result.is_err());
         assert_eq!(root.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_process_left_that_was_killed_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("out");
+        let mut temporary = std::path::PathBuf::new();
+        write_folder(&target, |folder| {
+            temporary = folder.to_path_buf();
+            Ok(())
+        })
+        .unwrap();
+        fs::create_dir(&temporary).unwrap();
+        write_text(&temporary.join("half"), "1").unwrap();
+        write_folder(&target, |folder| write_text(&folder.join("x"), "1")).unwrap();
+        assert_eq!(root.path().read_dir().unwrap().count(), 1, "what was left is still there");
+        assert_eq!(target.read_dir().unwrap().count(), 1, "what was left is part of the new folder");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! TSV is plain: a tab separates, a line ends a record, and nothing is quoted, so a text that contains quotes is read as
 //! it is. CSV follows RFC 4180. JSON is an array of objects, like JSONL one object a line, or SQuAD's articles. In
-//! Parquet, columns of lists and structs are read where the task reads JSON ([`Columns::structured`]). In plain text
+//! Parquet, columns of lists, structs and maps are read where the task reads JSON ([`Columns::structured`]). In plain text
 //! (.txt) every line is an example. Text is UTF-8; a byte-order mark is skipped, as are blank lines. All but Parquet may
 //! be compressed: `.gz` or `.zst` follows the extension.
 

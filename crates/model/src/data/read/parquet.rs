@@ -1,8 +1,9 @@
-//! Parquet, through the record interface: no Arrow. Columns of lists and structs, as of messages or of SQuAD's answers,
-//! become JSON where the task reads JSON.
+//! Parquet, through the record interface: no Arrow. Columns of lists, structs and maps, as of messages or of SQuAD's
+//! answers, become JSON where the task reads JSON.
 
 use super::{Columns, Example, MAX_RECORD_BYTES, Origin, Places, Sink, io_error};
 use crate::data::DataError;
+use ::parquet::basic::Repetition;
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use ::parquet::data_type::{ByteArray, DataType};
 use ::parquet::errors::ParquetError;
@@ -10,7 +11,7 @@ use ::parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use ::parquet::record::Field;
 use ::parquet::record::reader::RowIter;
 use ::parquet::schema::types::Type;
-use serde_json::{Number, Value, json};
+use serde_json::{Value, json};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -35,9 +36,8 @@ fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink<'_>) ->
 
     let wanted = |field: &&Arc<Type>| columns.names().any(|name| name == field.name());
     let wanted: Vec<Arc<Type>> = schema.get_fields().iter().filter(wanted).cloned().collect();
-    let nested = |name: &str| wanted.iter().any(|field| field.name() == name && !field.is_primitive());
-    let is_json = |name: &str| columns.structured && (name == columns.text || columns.label.as_deref() == Some(name));
-    if let Some(name) = header.iter().find(|name| nested(name) && !is_json(name)) {
+    let nested = |name: &str| wanted.iter().any(|field| field.name() == name && is_nested(field));
+    if let Some(name) = header.iter().find(|name| nested(name) && !may_be_json(columns, name)) {
         return Err(start.malformed(format!("the column `{name}` is nested, and this task reads plain values there")));
     }
     let leaves = reader.metadata().file_metadata().schema_descr().columns().iter();
@@ -61,6 +61,17 @@ fn read_rows(file: File, path: &Path, columns: &Columns, sink: &mut Sink<'_>) ->
         }
     }
     Ok(())
+}
+
+/// Whether a row may hold more than one value in this column. A plain column that is repeated is a list as well.
+fn is_nested(column: &Type) -> bool {
+    let info = column.get_basic_info();
+    let repeated = info.has_repetition() && info.repetition() == Repetition::REPEATED;
+    repeated || !column.is_primitive()
+}
+
+fn may_be_json(columns: &Columns, name: &str) -> bool {
+    columns.structured && (name == columns.text || columns.label.as_deref() == Some(name))
 }
 
 /// Refuses a leaf of a nested column of whose values a few bytes may stand for more than memory holds: a row of it is
@@ -116,15 +127,13 @@ fn broken(origin: &Origin, error: ParquetError) -> DataError {
 
 fn from_fields(columns: &Columns, fields: Vec<(String, Field)>, origin: Origin) -> Result<Example, DataError> {
     // A site may be read off a column that is also the text.
-    let take = |column: &str| {
-        let field = fields.iter().find(|(name, _)| name == column);
-        match field {
-            // Only columns that may be are nested.
-            Some((_, nested @ (Field::Group(_) | Field::ListInternal(_)))) => {
-                Ok(json(nested, column, &origin)?.to_string())
-            }
-            field => word(field.map(|(_, field)| field.clone()), column, &origin),
+    let take = |column: &str| match fields.iter().find(|(name, _)| name == column).map(|(_, field)| field) {
+        Some(nested @ (Field::Group(_) | Field::ListInternal(_) | Field::MapInternal(_)))
+            if may_be_json(columns, column) =>
+        {
+            Ok(json(nested).to_string())
         }
+        field => word(field.cloned(), column, &origin),
     };
     let site = columns.site.as_deref().map(take).transpose()?;
     let label = columns.label.as_deref().map(take).transpose()?;
@@ -133,25 +142,46 @@ fn from_fields(columns: &Columns, fields: Vec<(String, Field)>, origin: Origin) 
     Example { text, second, label: label.unwrap_or_default(), site, origin }.checked(columns)
 }
 
-/// A nested value as JSON.
-fn json(field: &Field, column: &str, origin: &Origin) -> Result<Value, DataError> {
-    Ok(match field {
-        Field::Null => Value::Null,
-        Field::Group(row) => {
-            let member = |(name, field): (&String, &Field)| Ok((name.clone(), json(field, column, origin)?));
-            Value::Object(row.get_column_iter().map(member).collect::<Result<_, DataError>>()?)
+/// A nested value as JSON. What JSON has no kind for is null: that a message says when it was written, or holds a picture,
+/// takes nothing from its text.
+fn json(field: &Field) -> Value {
+    match field {
+        Field::Group(row) => Value::Object(row.get_column_iter().map(|(name, f)| (name.clone(), json(f))).collect()),
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(json).collect()),
+        Field::MapInternal(map) => {
+            Value::Object(map.entries().iter().map(|(key, f)| (json_key(key), json(f))).collect())
         }
-        Field::ListInternal(list) => {
-            let element = |field| json(field, column, origin);
-            Value::Array(list.elements().iter().map(element).collect::<Result<_, _>>()?)
-        }
+        Field::Bool(truth) => json!(truth),
+        Field::Byte(n) => json!(n),
+        Field::Short(n) => json!(n),
+        Field::Int(n) => json!(n),
+        Field::Long(n) => json!(n),
+        Field::UByte(n) => json!(n),
+        Field::UShort(n) => json!(n),
+        Field::UInt(n) => json!(n),
+        Field::ULong(n) => json!(n),
+        Field::Float16(x) => json!(f64::from(*x)),
         Field::Float(x) => json!(x),
         Field::Double(x) => json!(x),
-        Field::Bool(truth) => json!(truth),
-        Field::Str(_) | Field::Bytes(_) => Value::String(word(Some(field.clone()), column, origin)?),
-        // What is left of words is whole numbers, which JSON writes as they are.
-        other => word(Some(other.clone()), column, origin)?.parse::<Number>().map(Value::Number).unwrap_or_default(),
-    })
+        Field::Str(text) => json!(text),
+        Field::Bytes(bytes) => bytes.as_utf8().map_or(Value::Null, Value::from),
+        // Parquet's own text of some of these panics, such as that of the largest time there is.
+        Field::Null
+        | Field::Decimal(_)
+        | Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_) => Value::Null,
+    }
+}
+
+/// Keys of JSON are text.
+fn json_key(key: &Field) -> String {
+    match json(key) {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
 }
 
 fn word(field: Option<Field>, column: &str, origin: &Origin) -> Result<String, DataError> {

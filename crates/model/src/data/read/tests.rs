@@ -1,3 +1,5 @@
+mod parquet;
+
 use super::*;
 use proptest::prelude::*;
 use std::path::PathBuf;
@@ -141,118 +143,6 @@ fn json_is_lines_or_an_array_and_labels_may_be_numbers() {
     }
     let array = format!(" [\n{}]", lines.trim_end().replace("\n\n", ","));
     assert_eq!(rows("a.json", array), expected);
-}
-
-/// A Parquet file of three columns, the label as numbers, compressed by `compression`.
-fn parquet_file(compression: ::parquet::basic::Compression) -> Vec<u8> {
-    use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
-    use ::parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
-    let schema = "message m { required binary text (UTF8); required int64 label; optional binary site (UTF8); }";
-    let schema = Arc::new(::parquet::schema::parser::parse_message_type(schema).unwrap());
-    let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
-    let mut bytes = Vec::new();
-    let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    let mut column = group.next_column().unwrap().unwrap();
-    let texts = [ByteArray::from("wheat price"), ByteArray::from("größe")];
-    column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
-    column.close().unwrap();
-    let mut column = group.next_column().unwrap().unwrap();
-    column.typed::<Int64Type>().write_batch(&[4, 5], None, None).unwrap();
-    column.close().unwrap();
-    let mut column = group.next_column().unwrap().unwrap();
-    column.typed::<ByteArrayType>().write_batch(&[ByteArray::from("north")], Some(&[1, 0]), None).unwrap();
-    column.close().unwrap();
-    group.close().unwrap();
-    writer.close().unwrap();
-    bytes
-}
-
-#[test]
-fn parquet_reads_every_compression_that_hugging_face_writes() {
-    use ::parquet::basic::Compression::{GZIP, SNAPPY, UNCOMPRESSED, ZSTD};
-    for compression in [UNCOMPRESSED, SNAPPY, GZIP(Default::default()), ZSTD(Default::default())] {
-        assert_eq!(rows("a.parquet", parquet_file(compression)), pairs(&[("4", "wheat price"), ("5", "größe")]));
-    }
-    let bytes = parquet_file(UNCOMPRESSED);
-    assert_eq!(message("a.parquet", &bytes, &with_site()), "a.parquet:2: the column `site` is empty");
-    let columns = Columns { text: "txt".into(), ..Columns::default() };
-    assert_eq!(
-        message("a.parquet", &bytes, &columns),
-        "a.parquet:1: there is no column `txt` (did you mean `text`?); the columns are `text`, `label`, `site`"
-    );
-    assert!(default_message("a.parquet", &bytes[..100]).starts_with("a.parquet:1: not a Parquet file"));
-}
-
-/// Lists and structs of pyarrow's, missing values among them: the same as from JSON Lines (`scripts/golden_parquet.py`).
-#[test]
-fn nested_parquet_columns_are_the_json_that_they_would_be_in_json_lines() {
-    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/parquet");
-    for column in ["messages", "answers", "scores"] {
-        let columns = Columns { structured: true, ..Columns::of_text(column) };
-        let values = |file: &str| -> Vec<serde_json::Value> {
-            let examples = read(&fixtures.join(file), &columns).unwrap();
-            examples.iter().map(|example| serde_json::from_str(&example.text).unwrap()).collect()
-        };
-        let (parquet, lines) = (values("nested.parquet"), values("nested.jsonl"));
-        assert_eq!((parquet.len(), &parquet), (8, &lines), "{column}");
-    }
-    let asked = Columns { label: Some("answers".into()), structured: true, ..Columns::of_text("question") };
-    let example = read(&fixtures.join("nested.parquet"), &asked).unwrap().swap_remove(5);
-    let answers = r#"{"answer_start":[5,15],"text":["answer 0","answer 1"]}"#;
-    let answers: serde_json::Value = serde_json::from_str(answers).unwrap();
-    assert_eq!(serde_json::from_str::<serde_json::Value>(&example.label).unwrap(), answers);
-    assert!(example.text == "question 5" && example.origin.to_string().ends_with("nested.parquet:6"));
-    let plain = read(&fixtures.join("nested.parquet"), &Columns::of_text("messages")).unwrap_err().to_string();
-    assert!(
-        plain.ends_with("nested.parquet:1: the column `messages` is nested, and this task reads plain values there")
-    );
-}
-
-/// A list of `count` times the same text, which the file holds once.
-fn repeated(count: usize, text: &str) -> Vec<u8> {
-    use ::parquet::data_type::{ByteArray, ByteArrayType};
-    use ::parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
-    let schema = "message m { required group text (LIST) { repeated group list { required binary element (UTF8); } } }";
-    let schema = Arc::new(::parquet::schema::parser::parse_message_type(schema).unwrap());
-    let mut bytes = Vec::new();
-    let mut writer =
-        SerializedFileWriter::new(&mut bytes, schema, Arc::new(WriterProperties::builder().build())).unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    let mut column = group.next_column().unwrap().unwrap();
-    let repetitions: Vec<i16> = std::iter::once(0).chain(std::iter::repeat_n(1, count - 1)).collect();
-    let values = vec![ByteArray::from(text); count];
-    column.typed::<ByteArrayType>().write_batch(&values, Some(&vec![1; count]), Some(&repetitions)).unwrap();
-    column.close().unwrap();
-    group.close().unwrap();
-    writer.close().unwrap();
-    bytes
-}
-
-#[test]
-fn a_small_parquet_file_cannot_take_all_memory() {
-    let columns = Columns { structured: true, ..Columns::of_text("text") };
-    let told = |bytes: &[u8]| message("a.parquet", bytes, &columns);
-    let long = repeated(20_000, &"x".repeat(1000));
-    assert!(long.len() < 1 << 20);
-    assert_eq!(told(&long), format!("a.parquet:1: the record is longer than {MAX_RECORD_BYTES} bytes"));
-    let many = repeated((8 << 20) + 1, "");
-    assert!(many.len() < 1 << 20);
-    assert!(
-        told(&many).starts_with("a.parquet:1: a row group has 8388609 values in a nested column"),
-        "{}",
-        told(&many)
-    );
-    let (_folder, path) = file("a.parquet", repeated(3, "x"));
-    assert_eq!(read(&path, &columns).unwrap()[0].text, r#"["x","x","x"]"#);
-}
-
-/// The decoder panics at this damage, which `a_damaged_parquet_file_…` found.
-#[test]
-fn a_parquet_file_that_makes_the_decoder_panic_is_an_error() {
-    let mut bytes = parquet_file(::parquet::basic::Compression::SNAPPY);
-    bytes[388] = 5;
-    assert!(default_message("a.parquet", bytes).starts_with("a.parquet:1: not a Parquet file that can be read"));
 }
 
 #[test]
@@ -476,28 +366,6 @@ proptest! {
             let (_folder, path) = file(&format!("a.{extension}"), [start, &bytes].concat());
             let _ = read(&path, &Columns::default());
             let _ = read_records(&path, &Columns::default(), OnBadRecord::Skip, &|| ());
-        }
-    }
-
-    #[test]
-    fn a_damaged_parquet_file_is_an_error_or_reads_but_never_a_panic(
-        at in 0usize..1000, value: u8, cut in proptest::option::of(0usize..1000),
-    ) {
-        let mut bytes = parquet_file(::parquet::basic::Compression::SNAPPY);
-        let place = at % bytes.len();
-        bytes[place] = value;
-        bytes.truncate(cut.unwrap_or(usize::MAX));
-        let (_folder, path) = file("a.parquet", bytes);
-        let _ = read(&path, &Columns::default());
-    }
-
-    #[test]
-    fn a_damaged_nested_parquet_file_is_an_error_or_reads_but_never_a_panic(at in 0usize..5695, value: u8) {
-        let mut bytes = include_bytes!("../../../../testkit/fixtures/parquet/nested.parquet").to_vec();
-        bytes[at] = value;
-        let (_folder, path) = file("a.parquet", bytes);
-        for column in ["messages", "answers", "scores"] {
-            let _ = read(&path, &Columns { structured: true, ..Columns::of_text(column) });
         }
     }
 }
