@@ -17,6 +17,8 @@ pub const WARMUP_RATIO: f64 = 0.06;
 
 /// The key of the steps in the configuration.
 pub const LOCAL_STEPS: &str = "training.local_steps";
+/// The key of the learning rate.
+const LEARNING_RATE: &str = "training.learning_rate";
 /// Steps of a round that are considered, ascending.
 const STEPS: [usize; 6] = [5, 10, 20, 40, 80, 160];
 /// AdamW starts anew in every round, so of fewer steps than these little stays (measured: docs/planner.md).
@@ -46,18 +48,24 @@ pub fn max_length(lengths: &BTreeMap<SiloId, Vec<usize>>, whole: f64, most: usiz
     let needed: usize = needed.unwrap_or(0);
     let length = needed.max(1).next_multiple_of(LENGTH_STEP).min(most);
     let tokens = |cut: usize| lengths.values().flatten().map(|&tokens| tokens.min(cut)).sum::<usize>().max(1) as f64;
-    let cut = lengths.values().flatten().filter(|&&tokens| tokens > length).count() as f64;
-    let all = lengths.values().map(Vec::len).sum::<usize>().max(1) as f64;
+    let percent_cut = |silos: &[&Vec<usize>]| {
+        let cut = silos.iter().copied().flatten().filter(|&&tokens| tokens > length).count();
+        100.0 * cut as f64 / silos.iter().map(|texts| texts.len()).sum::<usize>().max(1) as f64
+    };
     let goal = match silo {
         Some(silo) if needed <= length && lengths.len() > 1 => {
             format!("leaves {:.0} % of the texts of every silo whole (most are needed in {silo})", 100.0 * whole)
         }
         Some(_) if needed <= length => format!("leaves {:.0} % of the texts whole", 100.0 * whole),
-        _ => format!("the most that there is room for: {:.0} % of some silo's texts need more", 100.0 * (1.0 - whole)),
+        Some(silo) if lengths.len() > 1 => {
+            let percent = percent_cut(&lengths.get(silo).into_iter().collect::<Vec<_>>());
+            format!("the most that there is room for: {percent:.0} % of the texts of {silo} need more")
+        }
+        _ => "the most that there is room for".into(),
     };
     let reason = format!(
         "{goal}; {:.1} % of all texts are cut, which leaves {:.1} % of their tokens to compute",
-        100.0 * cut / all,
+        percent_cut(&lengths.values().collect::<Vec<_>>()),
         100.0 * tokens(length) / tokens(usize::MAX)
     );
     (length, chosen("training.max_length", length, reason))
@@ -189,10 +197,20 @@ pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<(f64, 
         "the next below {best}, which has the least loss in a round of {steps} steps after half a round and a merge, {loss:.3}{}; \
          tried: {}",
         next.unwrap_or_default(),
-        LEARNING_RATES.map(|rate| rate.to_string()).join(", ")
+        rates()
     );
     let rate = lower_rate(best);
-    Some((rate, chosen("training.learning_rate", rate, reason)))
+    Some((rate, chosen(LEARNING_RATE, rate, reason)))
+}
+
+/// What a plan says of the learning rate while it is still to be found.
+pub fn learning_rate_to_be_found() -> Chosen {
+    let reason = format!("found when the run begins, by training at {}", rates());
+    chosen(LEARNING_RATE, "auto", reason)
+}
+
+fn rates() -> String {
+    LEARNING_RATES.map(|rate| rate.to_string()).join(", ")
 }
 
 #[cfg(test)]
@@ -215,10 +233,13 @@ mod tests {
         assert_eq!(max_length(&both, 0.95, 512).0, 112);
         let (length, chosen) = max_length(&both, 0.95, 64);
         assert_eq!(length, 64);
-        // 10 of 30 texts are cut, and 210 + 640 of 210 + 1,000 tokens stay.
-        let reason = "the most that there is room for: 5 % of some silo's texts need more; 33.3 % of all texts are cut, \
+        // 10 of 30 texts are cut, all of b's, and 210 + 640 of 210 + 1,000 tokens stay.
+        let reason = "the most that there is room for: 100 % of the texts of b need more; 33.3 % of all texts are cut, \
                       which leaves 70.2 % of their tokens to compute";
         assert_eq!(chosen.reason, reason);
+        let (length, chosen) = max_length(&alone, 0.95, 10);
+        assert_eq!(length, 10);
+        assert!(chosen.reason.starts_with("the most that there is room for; 50.0 % of all texts are cut"));
         assert_eq!(max_length(&BTreeMap::new(), 0.95, 64).0, 16);
     }
 

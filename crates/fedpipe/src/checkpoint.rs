@@ -107,7 +107,7 @@ impl Checkpoints {
         let files = [(STATE, encode_state(state)?), (ADAPTER, encode_adapter(&state.adapter, state.round)?)];
         let put = || -> io::Result<()> {
             fs::create_dir_all(&self.folder)?;
-            remove_if_there(&temporary)?;
+            disk::remove_folder(&temporary)?;
             fs::create_dir(&temporary)?;
             for (file, bytes) in &files {
                 (self.write)(&temporary.join(file), bytes)?;
@@ -115,13 +115,13 @@ impl Checkpoints {
             disk::sync_folder(&temporary)?;
             // A folder cannot be renamed onto another; a round that is done again after a resume makes room first.
             let replaced = self.folder.join(format!(".{name}.old"));
-            remove_if_there(&replaced)?;
+            disk::remove_folder(&replaced)?;
             if path.exists() {
                 fs::rename(&path, &replaced)?;
             }
             fs::rename(&temporary, &path)?;
             disk::sync_folder(&self.folder)?;
-            remove_if_there(&replaced)
+            disk::remove_folder(&replaced)
         };
         let written = put();
         if written.is_err() {
@@ -176,13 +176,6 @@ impl Checkpoints {
         for (_, path) in rounds.iter().take(rounds.len().saturating_sub(self.keep)) {
             let _ = fs::remove_dir_all(path);
         }
-    }
-}
-
-fn remove_if_there(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -16,7 +16,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
     };
-    let temporary = folder.join(format!(".{}.tmp", name.to_string_lossy()));
+    let temporary = folder.join(temporary_name(&name.to_string_lossy()));
     let result = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if result.is_err() {
         // The first error says why; this one would only say that the rest is still there.
@@ -24,6 +24,19 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     result?;
     sync_folder(folder)
+}
+
+/// What [`replace`] writes to before the file has its own name.
+pub fn temporary_name(name: &str) -> String {
+    format!(".{name}.tmp")
+}
+
+/// Removes a folder, if it is there.
+pub fn remove_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Waits until the names in a folder are on the disk.

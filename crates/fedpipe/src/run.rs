@@ -10,7 +10,7 @@ use crate::setup::{Setup, model_name, tuning_patterns};
 use crate::summary::Summary;
 use fedpipe_core::{
     Adapter, BaseFormat, Chosen, Clock, Codec, Event, Method, Metrics, ModelSpec, Observer, Plan, PlanChange, RunState,
-    Schedule, Seed, SiloId, SiloProfile, Stop,
+    Seed, SiloId, SiloProfile, Stop,
 };
 use fedpipe_federation::method::{LocalTraining, MethodSettings};
 use fedpipe_federation::plan::{Deadline, Finish, Importance, Menu, PlanError, PlanSettings, SERVER_RANK};
@@ -23,7 +23,6 @@ use fedpipe_model::io::{AdapterInfo, AdapterTask, serving_rank, write_adapter, w
 use fedpipe_model::{HeapMeter, evaluate};
 use fedpipe_transport::LocalTransport;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -76,9 +75,8 @@ pub fn run(config: &Config, setup: &Setup, run_dir: &RunDir, around: &Surroundin
     let mut state = match restored {
         Some(state) => state,
         None => {
-            let Some(mut state) = begin(config, setup, &engine, &parts)? else {
-                return Ok(stopped(around, 0));
-            };
+            let Some(begun) = begin(config, setup, &engine, &parts)? else { return Ok(stopped(around, 0)) };
+            let Some(mut state) = find_rate(config, &engine, begun)? else { return Ok(stopped(around, 0)) };
             state.wall_s = stopwatch.lap();
             around.observer.observe(&Event::Planned(state.plan.clone()));
             write_plan(run_dir, setup, &state)?;
@@ -119,14 +117,19 @@ impl Stopwatch {
     }
 }
 
-/// Enrols the silos, probes and plans for them; nothing is written but the profile of this machine.
+/// Enrols the silos, probes and plans for them; nothing is written but the profile of this machine. A learning rate that is to
+/// be found out is left to the run: the search takes rounds.
 ///
 /// # Errors
 /// As [`run`].
 pub fn plan_only(config: &Config, setup: &Setup, around: &Surroundings<'_>) -> Result<Option<RunState>, AppError> {
     let parts = Parts::new(config, &setup.spec)?;
     let (transport, _) = enter(config, setup, None, around)?;
-    begin(config, setup, &parts.engine(config, &transport, around), &parts)
+    let mut state = begin(config, setup, &parts.engine(config, &transport, around), &parts)?;
+    if let (Some(state), Auto::Auto) = (&mut state, config.training.learning_rate) {
+        state.plan.chosen.push(tune::learning_rate_to_be_found());
+    }
+    Ok(state)
 }
 
 /// The extension points that a configuration names.
@@ -142,7 +145,7 @@ impl Parts {
     fn new(config: &Config, spec: &ModelSpec) -> Result<Self, AppError> {
         let federation = &config.federation;
         let training = &config.training;
-        let schedule = schedule(&training.lr_scheduler_type);
+        let schedule = training.schedule();
         let settings = MethodSettings {
             model: spec.clone(),
             training: LocalTraining {
@@ -193,14 +196,6 @@ impl Parts {
             },
             adaptation: Some(&self.adaptation),
         }
-    }
-}
-
-fn schedule(name: &str) -> Schedule {
-    match name {
-        "constant" => Schedule::Constant,
-        "cosine" => Schedule::Cosine,
-        _ => Schedule::Linear,
     }
 }
 
@@ -258,18 +253,21 @@ fn begin(config: &Config, setup: &Setup, engine: &Engine<'_>, parts: &Parts) -> 
     let mut plan = planned(config, &setup.spec, &profiles, importance, &settings)?;
     plan.chosen.splice(0..0, chosen);
     if training.warmup_ratio == Auto::Auto {
-        plan.chosen.push(tune::warmup_ratio(schedule(&training.lr_scheduler_type)).1);
+        plan.chosen.push(tune::warmup_ratio(training.schedule()).1);
     }
     if config.adapter.scaling == Auto::Auto {
         plan.chosen.push(tune::scaling().1);
     }
     let scaling = config.adapter.scaling.given().unwrap_or(tune::SCALING) as f32;
-    let rate = training.learning_rate.given();
+    let rate = training.learning_rate.given().unwrap_or(FIRST_RATE);
     let run = (seed, setup.inputs());
-    let first = rate.unwrap_or(FIRST_RATE);
-    let state = start(&*parts.method, run, profiles, identified, plan, first, (scaling, head));
-    let state = RunState { never_tune, ..state };
-    if rate.is_some() {
+    let state = start(&*parts.method, run, profiles, identified, plan, rate, (scaling, head));
+    Ok(Some(RunState { never_tune, ..state }))
+}
+
+/// The state with the learning rate, where that is to be found out. `None` when a stop was requested meanwhile.
+fn find_rate(config: &Config, engine: &Engine<'_>, state: RunState) -> Result<Option<RunState>, AppError> {
+    if config.training.learning_rate != Auto::Auto {
         return Ok(Some(state));
     }
     match engine.learning_rate(state)? {
@@ -483,7 +481,7 @@ fn export(
         reading: setup.task.reading(),
         fan_in_fan_out: setup.base.outline().transposed,
     };
-    write_anew(run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;
+    run_dir.write_folder(&run_dir.adapter(), |path| Ok(write_adapter(path, adapter, &info)?))?;
     // No server takes a head, so only a model that writes has such a copy.
     if info.task != AdapterTask::CausalLm {
         return Ok(());
@@ -492,15 +490,7 @@ fn export(
         around.observer.observe(&Event::Warning { message: format!("no serving copy is written: {reason}") });
         return Ok(());
     }
-    write_anew(run_dir.adapter_serving(), |path| Ok(write_serving(path, adapter, &info)?))
-}
-
-/// A run that was resumed after its end writes the same exports again.
-fn write_anew(path: PathBuf, write: impl FnOnce(&std::path::Path) -> Result<(), AppError>) -> Result<(), AppError> {
-    if path.exists() {
-        std::fs::remove_dir_all(&path).map_err(AppError::other)?;
-    }
-    write(&path)
+    run_dir.write_folder(&run_dir.adapter_serving(), |path| Ok(write_serving(path, adapter, &info)?))
 }
 
 /// The plan as `fedpipe plan` prints it.

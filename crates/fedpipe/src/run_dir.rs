@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoints;
 use crate::config::{Config, ConfigError};
 use crate::disk;
+use crate::error::AppError;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,17 @@ pub enum RunDirError {
         /// Why.
         error: io::Error,
     },
+    /// The folder is there, but nothing may be written to it.
+    #[error(
+        "nothing may be written to {}: {error}; change its permissions, or write a new run elsewhere (--output DIR)",
+        path.display()
+    )]
+    ReadOnly {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
     /// There is nothing to go on with.
     #[error("{} holds no run: it has no {CONFIG}", .0.display())]
     NoRun(PathBuf),
@@ -60,12 +72,22 @@ impl RunDirError {
     pub fn is_users(&self) -> bool {
         use io::ErrorKind::{AlreadyExists, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
         match self {
-            Self::HoldsRun(_) | Self::NotEmpty(_) | Self::NoRun(_) | Self::InUse(_) => true,
+            Self::HoldsRun(_) | Self::NotEmpty(_) | Self::ReadOnly { .. } | Self::NoRun(_) | Self::InUse(_) => true,
             // `/proc` says that a folder in it is not found.
             Self::Unusable { error, .. } => {
                 matches!(error.kind(), AlreadyExists | NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem)
             }
             Self::Config(_) | Self::Io { .. } => false,
+        }
+    }
+
+    /// A lock that cannot be made in the folder `path`.
+    fn of_lock(path: &Path, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Self::ReadOnly { path: path.to_path_buf(), error }
+            }
+            _ => Self::Io { path: path.join(LOCK), error },
         }
     }
 }
@@ -97,8 +119,11 @@ impl RunDir {
             return Err(RunDirError::HoldsRun(path.to_path_buf()));
         }
         let at = |error| RunDirError::Unusable { path: path.to_path_buf(), error };
-        // A lock left by a process that died before it wrote the configuration is not a run.
-        let foreign = |entry: io::Result<fs::DirEntry>| entry.map_or(true, |entry| entry.file_name() != LOCK);
+        // What a process left that died before the configuration was there is not a run.
+        let left = [LOCK.to_string(), disk::temporary_name(CONFIG)];
+        let foreign = |entry: io::Result<fs::DirEntry>| {
+            entry.map_or(true, |entry| !left.iter().any(|name| entry.file_name() == name.as_str()))
+        };
         match path.exists() && fs::read_dir(path).map_err(at)?.any(foreign) {
             true => Err(RunDirError::NotEmpty(path.to_path_buf())),
             false => Ok(()),
@@ -142,7 +167,7 @@ impl RunDir {
     }
 
     fn locked(path: &Path) -> Result<Self, RunDirError> {
-        let at = |error| RunDirError::Io { path: path.join(LOCK), error };
+        let at = |error| RunDirError::of_lock(path, error);
         let lock = File::create(path.join(LOCK)).map_err(at)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_path_buf(), _lock: Some(lock) }),
@@ -159,6 +184,27 @@ impl RunDir {
         let path = self.path.join(name);
         disk::replace(&path, bytes).map_err(|error| RunDirError::Io { path: path.clone(), error })?;
         Ok(path)
+    }
+
+    /// Writes a folder of the run anew: `write` makes one beside `path`, which takes the place of the one that may be there
+    /// when it is whole. A process that is killed meanwhile leaves the old one or the new one, if not under its own name, and
+    /// the next one that writes it removes what is left.
+    ///
+    /// # Errors
+    /// When `write` errs, after which the old one is still there, or the system refuses.
+    pub fn write_folder(&self, path: &Path, write: impl FnOnce(&Path) -> Result<(), AppError>) -> Result<(), AppError> {
+        let at = |error| RunDirError::Io { path: path.to_path_buf(), error };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let (new, old) = (path.with_file_name(format!(".{name}.new")), path.with_file_name(format!(".{name}.old")));
+        disk::remove_folder(&new).map_err(at)?;
+        write(&new)?;
+        // A folder cannot be renamed onto another.
+        if path.exists() {
+            disk::remove_folder(&old).map_err(at)?;
+            fs::rename(path, &old).map_err(at)?;
+        }
+        fs::rename(&new, path).and_then(|()| disk::sync_folder(&self.path)).map_err(at)?;
+        Ok(disk::remove_folder(&old).map_err(at)?)
     }
 
     /// The run's resolved configuration, with the folder that it lies in now.
@@ -268,11 +314,64 @@ mod tests {
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
     }
 
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Killed after it took the lock, and while it wrote the configuration.
     #[test]
-    fn a_folder_with_nothing_but_a_stale_lock_is_free() {
+    fn a_folder_in_which_a_process_died_before_its_run_began_is_free() {
+        for left in [&[LOCK][..], &[LOCK, ".config.toml.tmp"]] {
+            let parent = tempfile::tempdir().unwrap();
+            left.iter().for_each(|name| fs::write(parent.path().join(name), "[mod").unwrap());
+            let config = config(parent.path());
+            assert_eq!(RunDir::create(&config).unwrap().config().unwrap(), config);
+            assert_eq!(names(parent.path()), [LOCK, CONFIG]);
+        }
+    }
+
+    #[test]
+    fn an_export_gives_way_to_a_whole_one_alone_and_what_a_kill_left_is_removed() {
         let parent = tempfile::tempdir().unwrap();
-        fs::write(parent.path().join(LOCK), "").unwrap();
-        assert!(RunDir::create(&config(parent.path())).is_ok());
+        let run = RunDir::create(&config(parent.path())).unwrap();
+        let path = run.adapter();
+        let put = |folder: &Path, text: &str| {
+            fs::create_dir(folder).unwrap();
+            fs::write(folder.join("adapter.txt"), text).unwrap();
+        };
+        let text = |folder: &Path| fs::read_to_string(folder.join("adapter.txt")).unwrap();
+        let write = |content: &str| {
+            run.write_folder(&path, |folder| {
+                put(folder, content);
+                Ok(())
+            })
+        };
+        write("first").unwrap();
+        let failed = run.write_folder(&path, |folder| {
+            put(folder, "half");
+            assert_eq!(text(&path), "first", "the old one goes before there is a new one");
+            Err(AppError::other("the disk is full"))
+        });
+        assert!(failed.is_err() && text(&path) == "first");
+        // The failure left its half, as a kill would.
+        write("second").unwrap();
+        assert_eq!(text(&path), "second");
+        assert_eq!(names(parent.path()), [LOCK, "adapter", CONFIG]);
+
+        // Killed between the two renamings: the last good one has another name until there is a new one.
+        let old = parent.path().join(".adapter.old");
+        fs::rename(&path, &old).unwrap();
+        put(&parent.path().join(".adapter.new"), "third");
+        let written = run.write_folder(&path, |folder| {
+            assert_eq!(text(&old), "second");
+            put(folder, "third");
+            Ok(())
+        });
+        assert!(written.is_ok() && text(&path) == "third");
+        assert_eq!(names(parent.path()), [LOCK, "adapter", CONFIG]);
     }
 
     #[test]
@@ -292,5 +391,16 @@ mod tests {
         let of = |kind: io::ErrorKind| RunDirError::Unusable { path: "runs/a".into(), error: kind.into() }.is_users();
         assert!(of(io::ErrorKind::NotADirectory) && of(io::ErrorKind::PermissionDenied));
         assert!(!of(io::ErrorKind::StorageFull));
+    }
+
+    /// Whoever runs the tests may be allowed everything, so that no folder refuses.
+    #[test]
+    fn a_folder_that_may_not_be_written_to_is_the_users_to_mend() {
+        let of = |kind: io::ErrorKind| RunDirError::of_lock("runs/a".as_ref(), kind.into());
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem] {
+            let error = of(kind);
+            assert!(error.is_users() && error.to_string().starts_with("nothing may be written to runs/a: "), "{error}");
+        }
+        assert!(!of(io::ErrorKind::StorageFull).is_users());
     }
 }

@@ -310,6 +310,9 @@ fn predictions_come_in_input_order_as_text_and_as_json() {
     assert!(refused.contains("takes single texts"), "{refused}");
     let refused = world.refuse(&["evaluate", "runs/a", "--data", "test.tsv", "--examples", "0"]);
     assert!(refused.contains("choose at least 1"), "{refused}");
+    // Before a file is read.
+    let refused = world.refuse(&["evaluate", "runs/a", "--data", "nowhere.tsv", "--max-new-tokens", "8"]);
+    assert!(refused.contains("nothing is completed here"), "{refused}");
 }
 
 /// Their heads have a layer before the output, as wide as the model.
@@ -392,6 +395,9 @@ fn planning_writes_nothing() {
     let open = ["--set", "training.local_steps='auto'", "--json"];
     let open: Value = serde_json::from_str(&world.succeed(&[&["plan", "run.toml"], &open[..]].concat())).unwrap();
     assert_eq!(told(&open, steps), [open["local_steps"].to_string()]);
+    // A search for the learning rate would train for rounds.
+    let text = world.succeed(&["plan", "run.toml", "--set", "training.learning_rate='auto'"]);
+    assert!(text.contains("training.learning_rate = auto: found when the run begins, by training at 0.0003"), "{text}");
     // What was left to the planner is given, and the other way round.
     let given = ["--set", "training.local_steps='auto'", "--what-if", "training.local_steps=7", "--json"];
     let given: Value = serde_json::from_str(&world.succeed(&[&["plan", "run.toml"], &given[..]].concat())).unwrap();

@@ -62,6 +62,10 @@ fn prompts_and_completions() {
     assert!(written.starts_with("w5"), "{written}");
     let adapter = world.succeed(&["generate", "runs/a/adapter", "--base-model", "model", "--prompt", "w10 w30"]);
     assert_eq!(adapter, written);
+    let refused = world.refuse(&["evaluate", "runs/a", "--data", "a.csv", "--max-new-tokens", "8"]);
+    assert!(refused.contains("nothing is completed here"), "{refused}");
+    let refused = world.refuse(&["generate", "runs/a", "--prompt", "w10 w30", "--length-penalty", "2"]);
+    assert!(refused.contains("--beams"), "{refused}");
 }
 
 #[test]

@@ -94,7 +94,7 @@ pub struct SiloProblem<'a> {
     pub memory_budget: f64,
     /// Seconds of a round, transfers included; infinite without a deadline.
     pub time_budget: f64,
-    /// Bytes of values that may travel in a round, both ways together; infinite without a cap.
+    /// Bytes that may travel in a round, both ways together; infinite without a cap.
     pub data_budget: f64,
 }
 
@@ -109,7 +109,7 @@ pub struct Choice {
     pub memory: MemoryTerms,
     /// Predicted time of a round.
     pub time: TimeTerms,
-    /// Predicted bytes of values that travel in a round, both ways together.
+    /// Predicted bytes that travel in a round, both ways together, names and shapes at their most.
     pub data: f64,
     /// J.
     pub objective: f64,

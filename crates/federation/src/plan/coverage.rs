@@ -11,6 +11,7 @@ use super::choose::{Found, Outcome, Search, Shortfall, shortfall};
 use super::exact::{self, Choices, Cover, Variant};
 use super::table::Weights;
 use fedpipe_core::{Optimality, WeightId};
+use rayon::prelude::*;
 
 /// Changes of the prices that are tried.
 const ROUNDS: usize = 16;
@@ -113,15 +114,19 @@ impl<'s, 'p, 'a> Federation<'s, 'p, 'a> {
     }
 
     fn round(&self, prices: &[f64]) -> Result<Round, (usize, Shortfall)> {
-        let mut outcomes = Vec::with_capacity(self.searches.len());
-        let mut silos = Vec::with_capacity(self.searches.len());
-        let mut bound = -prices.iter().sum::<f64>() * self.least as f64;
-        for (place, (search, share)) in self.searches.iter().zip(&self.shares).enumerate() {
+        let silo = |(search, share): (&Search<'_, '_>, &f64)| {
             let bonus: Vec<f64> = prices.iter().map(|price| price / share).collect();
-            let none = || (place, shortfall(search.problem));
-            let outcome = search.run(&bonus, |_| true).ok_or_else(none)?;
-            silos.push(search.found(&outcome).ok_or_else(none)?);
+            let outcome = search.run(&bonus, |_| true)?;
+            Some((search.found(&outcome)?, outcome))
+        };
+        let found: Vec<Option<(Found, Outcome)>> = self.searches.par_iter().zip(&self.shares).map(silo).collect();
+        let mut outcomes = Vec::with_capacity(found.len());
+        let mut silos = Vec::with_capacity(found.len());
+        let mut bound = -prices.iter().sum::<f64>() * self.least as f64;
+        for (place, (found, share)) in found.into_iter().zip(&self.shares).enumerate() {
+            let (silo, outcome) = found.ok_or_else(|| (place, shortfall(self.searches[place].problem)))?;
             bound += share * outcome.bound;
+            silos.push(silo);
             outcomes.push(outcome);
         }
         let objective = self.objective(&silos);

@@ -7,12 +7,13 @@
 //! below a critical batch size B the steps to a target fall as 1 + B·Σ_i w_i²/b_i (McCandlish et al., arXiv 1812.06162, with
 //! the batch that these silos make together). B is not known before training; the largest batch of the menu stands for it.
 //! The time to a target over everybody's data is then in proportion to T·(1 + B·Σ_i w_i²/b_i)·Σ_i w_i/progress_i, each at
-//! its best within T. The deadlines between what the slowest silo
-//! needs for its smallest plan and what all need for their best are compared by it.
+//! its best within T. The deadlines between what the slowest silo needs for its smallest plan and what all need for their
+//! best are compared by it.
 
 use super::choose::{Choice, Menu, Shortfall, best, feasible, format_penalty};
 use super::{DEADLINE_SHARE, Deadline, Enrolled, PlanError, PlanSettings, View, refusal, smallest_plan};
-use crate::round::cohort_size;
+use crate::round::share_of;
+use rayon::prelude::*;
 
 /// What the head alone brings forward, of what all weights together do. The project's own number.
 const HEAD: f64 = 0.1;
@@ -92,7 +93,7 @@ impl<'a> Sample<'a> {
     fn of(enrolled: &'a Enrolled<'_>, all: &[Offered<'a>]) -> Self {
         let fraction = all.first().map_or(1.0, |(_, settings)| settings.cohort_fraction);
         let some = all.iter().copied().step_by(all.len().div_ceil(SILOS)).collect();
-        Self { enrolled, some, cohort: cohort_size(all.len(), fraction) }
+        Self { enrolled, some, cohort: share_of(all.len(), fraction) }
     }
 
     /// Their best plans within so many seconds.
@@ -101,7 +102,8 @@ impl<'a> Sample<'a> {
             let problem = self.enrolled.problem(view, settings, seconds);
             best(&view.weights, &problem).map(|found| found.best).map_err(|lack| refusal(&problem, seconds, lack))
         };
-        self.some.iter().map(of).collect()
+        // Gathered first, so that the same silo's refusal is told however threads take turns.
+        self.some.par_iter().map(of).collect::<Vec<_>>().into_iter().collect()
     }
 
     /// Rounds to a target with these plans, up to a factor: (1 + B·Σ w_i²/b_i)·Σ w_i/progress_i. Where some silos stand for all,

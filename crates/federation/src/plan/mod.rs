@@ -33,6 +33,7 @@ pub(crate) use cost::beside_values;
 use table::Weights;
 
 use fedpipe_core::{ModelSpec, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
+use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -328,15 +329,15 @@ impl<'a> Enrolled<'a> {
         let problem = |view| self.problem(view, settings, deadline_s * DEADLINE_SHARE);
         let problems: Vec<SiloProblem<'_>> = views.iter().map(problem).collect();
         let searches: Vec<Search<'_, '_>> =
-            problems.iter().zip(views).map(|(problem, view)| Search::new(problem, &view.weights)).collect();
+            problems.par_iter().zip(views).map(|(problem, view)| Search::new(problem, &view.weights)).collect();
         let covered = coverage::solve(shared, &searches, settings.coverage)
             .map_err(|(silo, shortfall)| refusal(&problems[silo], deadline_s, shortfall))?;
         let with_runners_up = searches.len() <= EXPLAINED_SILOS;
-        let mut silos = BTreeMap::new();
-        for (search, found) in searches.iter().zip(covered.silos) {
+        let silo = |(search, found)| {
             let plan = silo_plan(search, found, covered.apart, with_runners_up, deadline_s);
-            silos.insert(plan.silo.clone(), plan);
-        }
+            (plan.silo.clone(), plan)
+        };
+        let silos = searches.par_iter().zip(covered.silos).map(silo).collect();
         let (local_steps, server_rank) = (settings.local_steps, settings.merged_rank());
         let optimality = covered.optimality;
         Ok(Plan { local_steps, server_rank, chosen: vec![], deadline_s, deadline_reason, optimality, silos })

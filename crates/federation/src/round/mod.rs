@@ -56,7 +56,8 @@ pub enum RoundError {
     /// Too many rounds in a row without a merge.
     #[error(
         "{rounds} rounds in a row had fewer updates than the quorum of {quorum}, so nothing is being learnt; the last \
-         failures: {reasons}; mend those silos, lower the quorum or raise the deadline"
+         failures: {reasons}; mend those silos or lower federation.quorum in the config.toml of the run's folder, and go \
+         on with --resume; another deadline takes a new run, since this one's plans are made for its own"
     )]
     NoQuorum {
         /// How many.
@@ -68,8 +69,8 @@ pub enum RoundError {
     },
     /// A run's rounds are over, and none had a merge.
     #[error(
-        "none of the {rounds} rounds had enough updates to be merged, so nothing is learnt and there is no adapter to write; \
-         the last failures: {reasons}; mend those silos, lower the quorum or raise the deadline, and start a new run"
+        "none of the {rounds} rounds had enough updates to be merged, so there is no result and no adapter is written; the \
+         last failures: {reasons}; mend those silos, lower the quorum or raise the deadline, and start a new run"
     )]
     NothingLearnt {
         /// How many.
@@ -151,16 +152,18 @@ pub fn start(
 /// The silos of the next round: the same for the same seed and round, whatever happened before. In ascending order.
 pub fn cohort(state: &RunState, fraction: f64) -> Vec<SiloId> {
     let mut silos: Vec<SiloId> = state.profiles.keys().cloned().collect();
-    let size = cohort_size(silos.len(), fraction);
+    let size = share_of(silos.len(), fraction);
     silos.shuffle(&mut state.seed.derive(Purpose::Cohort, state.round + 1, None).stream());
     silos.truncate(size);
     silos.sort();
     silos
 }
 
-/// How many of so many silos take part in a round.
-pub(crate) fn cohort_size(silos: usize, fraction: f64) -> usize {
-    ((silos as f64 * fraction).ceil() as usize).clamp(1, silos.max(1))
+/// How many silos a fraction of so many is: rounded up, and one at least.
+pub(crate) fn share_of(silos: usize, fraction: f64) -> usize {
+    // A product may be above the whole number that it stands for, as 0.28 · 25 = 7.000000000000001 is.
+    let exact = silos as f64 * fraction * (1.0 - 1e-12);
+    (exact.ceil() as usize).clamp(1, silos.max(1))
 }
 
 /// A task out and its result back.
@@ -293,7 +296,7 @@ impl Engine<'_> {
     ) -> Result<Progress<RunState>, RoundError> {
         let cohort = cohort(state, self.settings.cohort_fraction);
         let tasks = self.tasks(state, &cohort);
-        let quorum = ((tasks.len() as f64 * self.settings.quorum_fraction).ceil() as usize).max(1);
+        let quorum = share_of(tasks.len(), self.settings.quorum_fraction);
         let limit = self.settings.max_update_norm;
         let deliveries = self.exchange(tasks, &state.profiles, |task, update| validate::update(task, update, limit))?;
         if self.stop.requested() {

@@ -1,14 +1,16 @@
 //! Which learning rate a federation trains at, found out by training at several.
 
-use super::{Engine, Progress, RoundError, cohort, validate};
+use super::{Engine, Progress, RoundError, cohort, sentences, validate};
 use crate::tune::{self, LEARNING_RATES};
-use fedpipe_core::{Event, LearningRate, RunState, SiloId, Work};
+use fedpipe_core::{Event, Failure, LearningRate, RunState, SiloId, Work};
 
 /// A federation that trains at one of the rates.
 struct Rival {
     state: RunState,
     /// Silos that handed nothing back in the last rung, and the mean loss of the others by examples.
     standing: (usize, f64),
+    /// What went wrong in the last rung, for a person.
+    reasons: String,
 }
 
 impl Rival {
@@ -33,8 +35,11 @@ impl Engine<'_> {
     pub fn learning_rate(&self, mut state: RunState) -> Result<Progress<RunState>, RoundError> {
         let silos = cohort(&state, self.settings.cohort_fraction);
         let round = state.plan.local_steps;
-        let rival =
-            |learning_rate| Rival { state: RunState { learning_rate, ..state.clone() }, standing: (0, f64::INFINITY) };
+        let rival = |learning_rate| Rival {
+            state: RunState { learning_rate, ..state.clone() },
+            standing: (0, f64::INFINITY),
+            reasons: String::new(),
+        };
         let mut rivals: Vec<Rival> = LEARNING_RATES.into_iter().map(rival).collect();
         for steps in [round.div_ceil(2), round] {
             for rival in &mut rivals {
@@ -52,48 +57,68 @@ impl Engine<'_> {
                 (state.learning_rate, state.adapter) = (rate, best.state.adapter);
                 state.plan.chosen.push(chosen);
             }
-            _ => self
-                .warn(format!("no silo trained at any learning rate that was tried; it stays {}", state.learning_rate)),
+            (best, _) => self.warn(format!(
+                "no silo trained at any learning rate that was tried; it stays {}; the last failures: {}",
+                state.learning_rate,
+                best.map_or_else(|| sentences(&[]), |best| best.reasons)
+            )),
         }
         Ok(Progress::Done(state))
     }
 
     /// Trains a rival for so many steps in every silo, merges, and notes how it did; what it took goes to the run.
     fn rung(&self, rival: &mut Rival, steps: usize, silos: &[SiloId], run: &mut RunState) -> Result<(), RoundError> {
+        let learning_rate = rival.state.learning_rate;
         rival.state.plan.local_steps = steps;
         let mut tasks = self.method.tasks(&rival.state, silos);
         for task in &mut tasks {
             task.round = 0;
             if let Work::Train(work) = &mut task.work {
-                work.learning_rate = LearningRate::constant(rival.state.learning_rate);
+                work.learning_rate = LearningRate::constant(learning_rate);
             }
         }
         let limit = self.settings.max_update_norm;
         let deliveries = self.exchange(tasks, &run.profiles, |task, update| validate::update(task, update, limit))?;
-        let (mut updates, mut failed, mut seconds) = (Vec::new(), 0, 0f64);
+        if self.stop.requested() {
+            return Ok(());
+        }
+        let (mut updates, mut failures, mut seconds) = (Vec::new(), Vec::new(), 0f64);
         for delivery in deliveries {
             run.bytes_up += delivery.bytes_up;
             run.bytes_down += delivery.bytes_down;
             seconds = seconds.max(delivery.seconds);
             match delivery.result {
                 Ok(update) => updates.push(update),
-                Err(_) => failed += 1,
+                Err(failure) => {
+                    // The round says nothing: it is 0 for every rate, and for the probe.
+                    let reason = format!("at the learning rate {learning_rate}: {}", failure.reason);
+                    let failure = Failure { reason, ..failure };
+                    self.observer.observe(&Event::SiloFailed(failure.clone()));
+                    failures.push(failure);
+                }
             }
         }
         run.clock_s += seconds;
         let examples: u64 = updates.iter().map(|update| update.examples).sum();
         let loss = updates.iter().map(|update| update.examples as f64 * update.measured.loss).sum::<f64>();
-        rival.standing = (failed, f64::INFINITY);
-        match self.method.fold(&rival.state, &updates) {
-            Ok(adapter) if examples > 0 => {
-                rival.state.adapter = adapter;
-                rival.standing.1 = loss / examples as f64;
+        rival.standing = (failures.len(), f64::INFINITY);
+        rival.reasons = sentences(&failures);
+        if examples > 0 {
+            match self.method.fold(&rival.state, &updates) {
+                Ok(adapter) => {
+                    rival.state.adapter = adapter;
+                    rival.standing.1 = loss / examples as f64;
+                }
+                Err(error) => {
+                    rival.reasons =
+                        format!("the updates at the learning rate {learning_rate} cannot be merged: {}", error.reason);
+                    self.warn(rival.reasons.clone());
+                }
             }
-            _ => {}
         }
         rival.state.round += 1;
         let loss = Some(rival.standing.1).filter(|loss| loss.is_finite());
-        self.observer.observe(&Event::LearningRateTried { learning_rate: rival.state.learning_rate, steps, loss });
+        self.observer.observe(&Event::LearningRateTried { learning_rate, steps, loss });
         Ok(())
     }
 }

@@ -73,6 +73,9 @@ pub(super) fn header(task: &Task, profile: &SiloProfile, update: &Update) -> Res
         let steps = task.work.steps();
         return Err(format!("it made {} of {steps} steps over {} tokens", measured.steps, measured.tokens));
     }
+    if measured.repeated_tokens > measured.tokens {
+        return Err(format!("it counts {} of {} tokens as repeated", measured.repeated_tokens, measured.tokens));
+    }
     Ok(())
 }
 

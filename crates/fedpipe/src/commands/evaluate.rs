@@ -62,29 +62,16 @@ struct Prompt {
 /// Prints the quality on a file of texts with their labels, or of prompts with their completions.
 pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
     let trained = Trained::open(&args.trained.trained, args.trained.model.as_deref())?;
+    let writes = !args.metrics.is_empty() || args.samples > 0;
+    check_options(args, &trained.task, writes)?;
     let scores = TextScores::new(&args.metrics).map_err(AppError::user)?;
     let examples = chosen(read(&args.data, &columns(&trained))?, args.examples);
     let data = trained.task.packed(trained.task.texts(&trained.encoder, &examples)?, &trained.encoder);
-    let writes = !args.metrics.is_empty() || args.samples > 0;
     let prompts = match &trained.task {
         Task::Instruct(instructions) if writes => prompts(&examples, instructions)?,
         Task::SpanQa(_) if writes => asked(&data),
-        Task::Classification(_) | Task::Lm { .. } if writes => {
-            let what = "--metrics and --samples are for models that follow instructions or answer questions; this one was \
-                        trained otherwise";
-            return Err(AppError::user(what).hint("leave them out: the metrics of its task are shown"));
-        }
         _ => vec![],
     };
-    let completes = writes && matches!(trained.task, Task::Instruct(_));
-    if args.max_new_tokens.is_some() && !completes {
-        let what =
-            "--max-new-tokens is for the completions of --metrics and --samples, of models that follow instructions";
-        return Err(AppError::user(what).hint("leave it out: nothing is completed here"));
-    }
-    if args.compare && matches!(trained.task, Task::Classification(_) | Task::SpanQa(_)) {
-        return Err(AppError::user("--compare is for models that write: without its adapter a head knows nothing"));
-    }
     let bench = Bench { args, trained: &trained, data: &data, prompts: &prompts, scores };
 
     let (quality, texts) = bench.measure(&trained.adapter)?;
@@ -103,6 +90,24 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<(), AppError> {
         false => report.to_string(),
     };
     writeln!(std::io::stdout().lock(), "{}", text.trim_end()).map_err(AppError::output)
+}
+
+/// Refuses options that say nothing of the model's task, before its file is read.
+fn check_options(args: &EvaluateArgs, task: &Task, writes: bool) -> Result<(), AppError> {
+    if writes && matches!(task, Task::Classification(_) | Task::Lm { .. }) {
+        let what = "--metrics and --samples are for models that follow instructions or answer questions; this one was \
+                    trained otherwise";
+        return Err(AppError::user(what).hint("leave them out: the metrics of its task are shown"));
+    }
+    if args.max_new_tokens.is_some() && !(writes && matches!(task, Task::Instruct(_))) {
+        let what =
+            "--max-new-tokens is for the completions of --metrics and --samples, of models that follow instructions";
+        return Err(AppError::user(what).hint("leave it out: nothing is completed here"));
+    }
+    if args.compare && matches!(task, Task::Classification(_) | Task::SpanQa(_)) {
+        return Err(AppError::user("--compare is for models that write: without its adapter a head knows nothing"));
+    }
+    Ok(())
 }
 
 struct Bench<'a> {

@@ -27,7 +27,7 @@ mod tests;
 pub use problem::ConfigError;
 pub use resolve::QUESTION_LENGTH;
 
-use fedpipe_core::BaseFormat;
+use fedpipe_core::{BaseFormat, Schedule};
 use fedpipe_model::data::{Columns, InstructionFormat, OnBadRecord};
 use problem::Sources;
 use read::Problems;
@@ -411,6 +411,16 @@ pub struct TrainingConfig {
     pub activation_cache: bool,
     /// MiB of the disk that each silo may take for it beside that; 0 for none.
     pub activation_cache_disk_mib: u64,
+}
+
+impl TrainingConfig {
+    /// How the learning rate goes on after its warm-up.
+    pub fn schedule(&self) -> Schedule {
+        let [(_, first), ..] = names::SCHEDULES;
+        let named = names::SCHEDULES.into_iter().find(|(name, _)| *name == self.lr_scheduler_type);
+        // Whatever was read has one of the names.
+        named.map_or(first, |(_, schedule)| schedule)
+    }
 }
 
 /// `[evaluation]`

@@ -1,5 +1,7 @@
 //! The names that a configuration may use, each table once; the first of each is the default.
 
+use fedpipe_core::Schedule;
+
 /// `task.kind`.
 pub const TASKS: &[&str] = &["classification", "pair", "span-qa", "instruct", "lm"];
 /// `task.template`.
@@ -22,14 +24,17 @@ pub const AGGREGATIONS: &[&str] = &["product", "zero-pad"];
 pub const CODECS: &[&str] = &["f32", "bf16"];
 /// `federation.partition.kind`.
 pub const PARTITIONS: &[&str] = &["dirichlet", "iid", "column"];
-/// `training.lr_scheduler_type`.
-pub const SCHEDULERS: &[&str] = &["linear", "cosine", "constant"];
+/// `training.lr_scheduler_type`, in the words of `transformers`, with what each means.
+pub const SCHEDULES: [(&str, Schedule); 3] =
+    [("linear", Schedule::Linear), ("cosine", Schedule::Cosine), ("constant", Schedule::Constant)];
+/// The names in [`SCHEDULES`].
+pub const SCHEDULERS: &[&str] = &[SCHEDULES[0].0, SCHEDULES[1].0, SCHEDULES[2].0];
 /// `plan.base_formats`; a test holds it to [`fedpipe_core::BaseFormat::ALL`].
 pub const BASE_FORMATS: &[&str] = &["f32", "bf16", "int8", "nf8", "nf4", "nf3", "nf2"];
 
 #[cfg(test)]
 mod tests {
-    use super::{AGGREGATIONS, BASE_FORMATS, CODECS, IMPORTANCES, METHODS};
+    use super::{AGGREGATIONS, BASE_FORMATS, CODECS, IMPORTANCES, METHODS, SCHEDULERS, SCHEDULES};
     use fedpipe_core::BaseFormat;
     use fedpipe_federation::{aggregate, codec, importance, method};
 
@@ -40,6 +45,15 @@ mod tests {
         assert_eq!(IMPORTANCES, importance::MEASURES.iter().map(|measure| measure.name()).collect::<Vec<_>>());
         assert_eq!(AGGREGATIONS, aggregate::AGGREGATORS.iter().map(|rule| rule.name()).collect::<Vec<_>>());
         assert_eq!(CODECS, codec::CODECS.iter().map(|(codec, _)| codec.name()).collect::<Vec<_>>());
+    }
+
+    /// The names are the core's own, by which a schedule is written into files.
+    #[test]
+    fn every_schedule_is_what_its_name_says() {
+        assert_eq!(SCHEDULERS, SCHEDULES.map(|(name, _)| name));
+        for (name, schedule) in SCHEDULES {
+            assert_eq!(serde_json::to_value(schedule).unwrap(), name);
+        }
     }
 
     #[test]

@@ -274,6 +274,11 @@ fn evaluation(mut section: Section<'_>) -> EvaluationConfig {
 }
 
 fn output(mut section: Section<'_>) -> OutputConfig {
+    // No folder is there under an empty name, but files would land in the current one, among somebody else's.
+    if matches!(section.peek("dir"), Some(Value::String(dir)) if dir.is_empty()) {
+        let problem = Problem::new("dir must not be empty", section.place_of("dir"));
+        section.problems().add(problem.help("name a folder, for example \"runs/a\""));
+    }
     let config = OutputConfig {
         dir: section.required("dir"),
         keep_checkpoints: section.count("keep_checkpoints", 3, 1..=100_000),

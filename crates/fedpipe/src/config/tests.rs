@@ -107,6 +107,15 @@ fn options_override_the_file_in_their_order() {
 }
 
 #[test]
+fn every_scheduler_that_can_be_named_gives_its_schedule() {
+    for (name, schedule) in names::SCHEDULES {
+        let config = parse(MINIMAL, &[&format!("training.lr_scheduler_type={name}")]).unwrap();
+        assert_eq!(config.training.schedule(), schedule, "{name}");
+    }
+    assert_eq!(parse(MINIMAL, &[]).unwrap().training.schedule(), Schedule::Linear);
+}
+
+#[test]
 fn a_silo_with_its_own_files_needs_no_common_ones() {
     let own = with("[[silos]]", "data = [\"clinic.tsv\"]").replace("train = [\"train.tsv\"]\n", "");
     assert!(parse(&own, &[]).unwrap().data.train.is_empty());
@@ -145,6 +154,7 @@ fn errors_show_the_line_and_what_to_do() {
         ),
         ("target modules", format!("{MINIMAL}\n[adapter]\ntarget_modules = \"query\""), &[]),
         ("server rank", format!("{MINIMAL}\n[federation]\nserver_rank = 8"), &[]),
+        ("output without a name", MINIMAL.replace("runs/a", ""), &[]),
         ("silo's name", MINIMAL.replace("\"clinic\"", "\"../clinic\""), &[]),
         ("silo twice", format!("{MINIMAL}\n[[silos]]\nname = \"clinic\"\nmemory_mib = 1"), &[]),
         ("what slows down", with("[[silos]]", "slows_down = { round = 0, sped = 0.2 }"), &[]),

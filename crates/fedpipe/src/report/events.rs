@@ -4,9 +4,12 @@ use super::{ReportContext, Reporter};
 use fedpipe_core::{EVENT_VERSION, Event};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::SystemTime;
+
+/// Bytes that are looked at together for the end of the last line; most events are shorter.
+const BLOCK_BYTES: usize = 16 << 10;
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,13 +33,29 @@ pub fn open(context: &ReportContext<'_>) -> io::Result<Box<dyn Reporter>> {
 /// Opens the file at its end; what a crash left of a line is removed first, so that every line is an event.
 fn open_for_append(path: &Path) -> io::Result<File> {
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
-    let mut written = Vec::new();
-    file.read_to_end(&mut written)?;
-    let whole = written.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-    if whole < written.len() {
-        file.set_len(whole as u64)?;
+    let (whole, length) = whole_lines(&mut file)?;
+    if whole < length {
+        file.set_len(whole)?;
     }
     Ok(file)
+}
+
+/// Bytes up to the end of the last line, and all of them. Looked for from the end on, since a long run tells much.
+fn whole_lines(file: &mut (impl Read + Seek)) -> io::Result<(u64, u64)> {
+    let length = file.seek(SeekFrom::End(0))?;
+    let mut buffer = vec![0; BLOCK_BYTES];
+    let mut end = length;
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK_BYTES as u64);
+        let block = &mut buffer[..(end - start) as usize];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(block)?;
+        if let Some(place) = block.iter().rposition(|&byte| byte == b'\n') {
+            return Ok((start + place as u64 + 1, length));
+        }
+        end = start;
+    }
+    Ok((0, length))
 }
 
 impl Reporter for Events {
@@ -55,6 +74,50 @@ mod tests {
     use super::*;
     use crate::fixture;
     use std::fs;
+    use std::io::Cursor;
+
+    /// Counts what is read of it.
+    struct Counted(Cursor<Vec<u8>>, usize);
+
+    impl Read for Counted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let read = self.0.read(buffer)?;
+            self.1 += read;
+            Ok(read)
+        }
+    }
+
+    impl Seek for Counted {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    #[test]
+    fn the_last_line_is_found_from_the_end_on_wherever_it_ends() {
+        for (before, after) in [
+            (0, 0),
+            (0, 5),
+            (5, 0),
+            (5, 5),
+            (1, BLOCK_BYTES - 1),
+            (1, BLOCK_BYTES),
+            (1, BLOCK_BYTES + 1),
+            (BLOCK_BYTES, 2 * BLOCK_BYTES + 3),
+        ] {
+            // `before` bytes of which the last ends a line, and `after` bytes of a torn one.
+            let mut bytes = vec![b'x'; before + after];
+            if before > 0 {
+                bytes[before - 1] = b'\n';
+            }
+            let found = whole_lines(&mut Cursor::new(bytes)).unwrap();
+            assert_eq!(found, (before as u64, (before + after) as u64));
+        }
+        let mut long = Counted(Cursor::new(b"an event\n".repeat(1_000_000)), 0);
+        long.0.get_mut().extend(b"torn");
+        assert_eq!(whole_lines(&mut long).unwrap(), (9_000_000, 9_000_004));
+        assert_eq!(long.1, BLOCK_BYTES, "all of the file is read at every resume");
+    }
 
     #[test]
     fn every_event_reads_back_and_a_resumed_run_appends() {

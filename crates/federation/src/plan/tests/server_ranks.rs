@@ -15,8 +15,8 @@ fn told(plan: &Plan) -> String {
     chosen.to_string()
 }
 
-/// At ranks 1, 2 and 4 on both weights u is 1/2, 2/3 and 4/5, and a round at batch 8 of 8 brings (0.1 + 0.9·u)/2: 0.275, 0.35
-/// and 0.41. Rank 1 takes 0.41/0.275 times as long as rank 4, rank 2 0.41/0.35 times.
+/// At ranks 1, 2 and 4 on both weights u is 1/2, 2/3 and 4/5, and the progress of a round 0.1 + 0.9·u: 0.55, 0.7 and 0.82. All
+/// have batch 8, so rank 1 takes 0.82/0.55 times as long as rank 4, rank 2 0.82/0.7 times.
 #[test]
 fn where_time_is_ample_the_largest_rank_is_chosen_and_the_others_are_told() {
     let settings = left_open(Deadline::Seconds(1e6));
@@ -28,10 +28,10 @@ fn where_time_is_ample_the_largest_rank_is_chosen_and_the_others_are_told() {
     assert_eq!(given, Plan { chosen: vec![], ..open });
 }
 
-/// A link of 1 kbit/s and 6.5 s beside the names of tensors. With rank R on both weights, transfers take 1.024·R + 0.512 s, a round at batch 8 2.45 + 2.4·R
-/// and one at batch 4 1.25 + 1.2·R beside that: rank 1 has time for batch 8 and progress 0.55/2, rank 2 for batch 4 and 0.7/3.
+/// A link of 1 kbit/s and 6.5 s beside the names of tensors. With rank R on both weights, transfers take 1.024·R + 0.512 s, a
+/// round at batch 8 2.45 + 2.4·R and one at batch 4 1.25 + 1.2·R beside that: rank 1 has time for batch 8, rank 2 for batch 4.
 /// With rank 4 on the server the head at batch 2 takes 2.81 s; both weights take 2 + 0.356 s a unit of rank more, so each
-/// trains at rank 2: 0.7/5.
+/// trains at rank 2. Alone at batch b a silo takes (1 + 8/b)/progress rounds: 2/0.55, 3/0.7 and 5/0.7.
 #[test]
 fn over_a_slow_link_a_small_rank_leaves_time_for_a_larger_batch() {
     let slow = SiloProfile { bandwidth_mbps: 1e-3, ..silo("a", 10, 1.0) };
@@ -44,9 +44,9 @@ fn over_a_slow_link_a_small_rank_leaves_time_for_a_larger_batch() {
     assert_eq!((chosen.batch_size, chosen.ranks.values().copied().collect::<Vec<_>>()), (8, vec![1, 1]));
 }
 
-/// The same link for four silos. Their noise averages out: a round at batch 8 counts (1 + 8/8/4) = 1.25, at batch 4 1.5, at batch
-/// 2 2, so that rank 1 takes 1.25/0.55 rounds, rank 2 1.5/0.7 and rank 4 2/0.7. Where one silo in four takes part in a round, all is as
-/// if it were alone.
+/// The same link for four silos. Their noise averages out: 1 + 8/b is 1 + 8/(4·b), which is 1.25 at batch 8, 1.5 at batch 4 and 2
+/// at batch 2, so that rank 1 takes 1.25/0.55 rounds, rank 2 1.5/0.7 and rank 4 2/0.7. Where one silo in four takes part in
+/// a round, all is as if it were alone.
 #[test]
 fn the_more_silos_make_a_round_the_less_a_batch_counts() {
     let slow = |name| SiloProfile { bandwidth_mbps: 1e-3, ..silo(name, 10, 1.0) };
