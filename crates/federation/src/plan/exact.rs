@@ -2,14 +2,15 @@
 
 use super::table::{Cost, FrameTable, RESOURCES, Weights};
 use good_lp::{
-    Expression, ProblemVariables, Solution, SolutionStatus, SolverModel, Variable, WithTimeLimit, constraint, microlp,
-    variable,
+    Expression, ProblemVariables, SolverModel, Variable, VariableDefinition, constraint, microlp, variable,
 };
+use microlp::{SolutionStatus, SolveOptions};
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Seconds after which the solver is given up; what usually goes to it takes milliseconds.
-const SECONDS: f64 = 10.0;
+/// Nodes of the search tree after which the solver is given up. Not seconds: what else a machine does must not change a plan.
+const NODES: u64 = 5_000;
 
 /// A frame with the lowest layer that may train.
 #[derive(Clone, Copy)]
@@ -58,13 +59,19 @@ pub(super) fn size(weights: &Weights, silos: &[Choices<'_>]) -> usize {
 /// The best choices of all silos. None where there are none, or the solver gives up.
 pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cover>) -> Option<Vec<Chosen>> {
     let mut variables = ProblemVariables::new();
+    // In the solver's own order.
+    let mut order: Vec<Variable> = Vec::new();
+    let mut add = |definition: VariableDefinition| {
+        order.push(variables.add(definition));
+        order[order.len() - 1]
+    };
     let mut objective = Expression::from(0.0);
     let mut constraints = Vec::new();
     let mut all: Vec<Vec<OfVariant>> = Vec::new();
     for silo in silos {
         let mut of_silo = Vec::new();
         for &Variant { table, lowest, room } in &silo.variants {
-            let chosen = variables.add(variable().binary());
+            let chosen = add(variable().binary());
             objective += silo.share * table.value * chosen;
             let rows = &silo.weights.rows[..weights.at_or_above[lowest]];
             // In shares of the room: solvers work with numbers around 1.
@@ -83,7 +90,7 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
                         of_row.push(None);
                         continue;
                     }
-                    let place = variables.add(variable().binary());
+                    let place = add(variable().binary());
                     objective += silo.share * row.importance * value * place;
                     for (used, (cost, scale)) in used.iter_mut().zip(cost.iter().zip(scale)) {
                         *used += cost * scale * place;
@@ -96,7 +103,7 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
                 places.push(of_row);
             }
             if table.bytes_per_largest_rank > 0.0 {
-                let largest = variables.add(variable().min(0.0));
+                let largest = add(variable().min(0.0));
                 constraints.extend(of_layers.into_iter().map(|layer| constraint!(layer <= largest)));
                 used[0] += table.bytes_per_largest_rank * scale[0] * largest;
             }
@@ -111,7 +118,7 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
     }
     if let Some(Cover { least, rows }) = cover {
         for &(row, price) in rows {
-            let missing = variables.add(variable().min(0.0));
+            let missing = add(variable().min(0.0));
             let trained: Expression =
                 all.iter().flatten().filter_map(|(_, places)| places.get(row)).flatten().flatten().copied().sum();
             constraints.push(constraint!(trained + missing >= *least as f64));
@@ -120,12 +127,15 @@ pub(super) fn solve(weights: &Weights, silos: &[Choices<'_>], cover: Option<&Cov
     }
     let model = variables.maximise(&objective).using(microlp);
     let model = constraints.into_iter().fold(model, |model, constraint| model.with(constraint));
-    let model = model.with_time_limit(SECONDS);
-    let solution = guarded(|| model.solve())?.ok()?;
-    if !matches!(solution.status(), SolutionStatus::Optimal) {
+    // By the solver's own front: the library's has no limit but of time.
+    let mut options = SolveOptions::default();
+    options.node_limit = Some(NODES);
+    let solution = guarded(|| model.as_inner().solve_with(options))?.ok()?.into_solution().ok()?;
+    if solution.status() != SolutionStatus::Optimal {
         return None;
     }
-    let is = |variable: &Variable| solution.value(*variable) > 0.5;
+    let values: HashMap<Variable, f64> = order.into_iter().zip(solution.iter().map(|(_, value)| value)).collect();
+    let is = |variable: &Variable| values.get(variable).is_some_and(|&value| value > 0.5);
     let chosen = all.iter().map(|of_silo| {
         let variant = of_silo.iter().position(|(chosen, _)| is(chosen))?;
         let places = of_silo[variant]
