@@ -2,7 +2,7 @@
 """What plans are worth, by runs of the real program: prints tables and writes bench/results/plans-NAME-DATE.json.
 
     bench/plans.py truth    [--e2e FILE.csv]          predicted memory and step time beside measured ones, 13 plans
-    bench/plans.py uniform  [--seeds 42 1 2]          FedPipe's plan beside single settings that fit every silo
+    bench/plans.py uniform  [--seeds 42 1 2]          FedPipe's plan beside single settings that fit every silo, with one deadline
     bench/plans.py ablation [--seeds 42 1 2]          each part of the planner switched off in turn
     bench/plans.py grid     [--seeds 42]              "auto" beside settings that a person would try
     bench/plans.py curves RESULTS.json FILE.svg       accuracy over the run's clock
@@ -44,12 +44,18 @@ TRUTH = {
     "E2E, bf16, batch 8, rank 8, recomputed": ("e2e", {"b": 8, "r": 8, "f": "bf16", "again": True}),
     "E2E, int8, batch 16, rank 8, 15 layers": ("e2e", {"b": 16, "r": 8, "f": "int8", "below": 15}),
 }
-# Single settings that fit all four silos of examples/r8.toml, and the lengths of their runs. The learning rate falls to 0 over
-# the whole of a run, so a short run gets sooner to where it can get: they are run at two lengths, and the sooner counts.
+# Single settings for all four silos of examples/r8.toml: every combination.
 UNIFORM = [
-    {"f": "nf4", "b": 4, "r": 4, "below": 4}, {"f": "bf16", "b": 4, "r": 4, "below": 4}, {"f": "nf4", "b": 4, "r": 4, "below": 3},
+    {"f": base, "b": batch, "r": rank, "below": below}
+    for base in ("bf16", "nf4") for batch in (4, 8, 16, 32) for rank in (2, 4, 8) for below in range(6)
 ]
+# How many of those that fit are raced: the soonest to a target by the planner's own reckoning.
+RACED = 3
+# The lengths of their runs. The learning rate falls to 0 over the whole of a run, so a short run gets sooner to where it can
+# get: they are run at two lengths, and the sooner counts.
 UNIFORM_LENGTHS_S = [LENGTH_S, 45.0]
+# Of docs/planner.md: what the head brings forward, the rank of half the worth, and the critical batch.
+HEAD, HALF_RANK, CRITICAL_BATCH = 0.1, 1.0, 32
 # What is switched off, and what stands in its place.
 ABLATIONS = {
     "all of it": [],
@@ -64,17 +70,27 @@ GRID = {
     **{f"learning rate {rate}, {steps} local steps": [f"training.learning_rate={rate}", f"training.local_steps={steps}"]
        for rate, steps in [(3e-3, 20), (1e-3, 20), (1e-2, 20), (3e-3, 10), (3e-3, 40)]},
     "learning rate auto": ["training.learning_rate='auto'"],
+    "local steps auto": ["training.local_steps='auto'"],
+    "maximum length auto": ["training.max_length='auto'"],
+    "target modules auto": ["adapter.target_modules='auto'"],
     "all six auto": [f"{key}='auto'" for key in (
         "training.learning_rate", "training.local_steps", "training.max_length", "training.warmup_ratio", "adapter.scaling",
         "adapter.target_modules")],
 }
 
 
+OURS = "FedPipe's plan"
+# What the weights of examples/r8.toml's layers are called, up to the layer's number.
+LAYERS = "bert.encoder.layer."
+# How texts are split for a race.
+EVENLY = ["federation.partition={kind='iid'}"]
+
+
 class Failure(Exception):
     """Something that the user can act on; printed without a traceback."""
 
 
-def fixed(setting, layers_prefix):
+def fixed(setting, layers_prefix, deadline_s=1e6):
     """Options that leave the planner one choice: every weight at or above layer `below`, at one rank."""
     options = [
         f"plan.batch_sizes=[{setting['b']}]",
@@ -82,7 +98,7 @@ def fixed(setting, layers_prefix):
         f"adapter.ranks=[{setting['r']}]",
         f"training.recompute={str(setting.get('again', False)).lower()}",
         "federation.importance='uniform'",
-        "federation.deadline_s=1e6",
+        f"federation.deadline_s={deadline_s}",
     ]
     below = setting.get("below", 0)
     if below:
@@ -141,20 +157,24 @@ def at_the_end(points, seconds):
     return statistics.mean(last) if last else None
 
 
+def planned(options, name, given):
+    """The plan of examples/r8.toml, and the seconds of a round of its slowest silo."""
+    command = [options.fedpipe, "plan", ROOT / "examples/r8.toml", "--json"]
+    for setting in given:
+        command += ["--set", setting]
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failure(f"{name}: no plan\n{done.stderr.strip()}")
+    plan = json.loads(done.stdout)
+    return plan, max(sum(silo["time"].values()) for silo in plan["silos"].values())
+
+
 def race(options, name, seed, sets, length_s):
     """A run on examples/r8.toml of as many rounds as it has time for at the plan's own pace; its curve. Texts are split evenly,
     so that silos differ in their hardware alone: with uneven labels accuracy swings by several points from round to round."""
     config = ROOT / "examples/r8.toml"
-    given = ["federation.partition={kind='iid'}", *sets, f"federation.seed={seed}"]
-    command = [options.fedpipe, "plan", config, "--json"]
-    for setting in given:
-        command += ["--set", setting]
-    planned = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
-    if planned.returncode != 0:
-        raise Failure(f"{name}: no plan\n{planned.stderr.strip()}")
-    plan = json.loads(planned.stdout)
-    plan = plan.get("plan", plan)
-    pace = max(sum(silo["time"].values()) for silo in plan["silos"].values())
+    given = [*EVENLY, *sets, f"federation.seed={seed}"]
+    plan, pace = planned(options, name, given)
     rounds = max(1, round(length_s / pace))
     name = f"{name}-{length_s:.0f}s-seed{seed}"
     events, summary = run(options, name, config, [
@@ -226,27 +246,66 @@ def slug(text):
     return "".join(letter if letter.isalnum() else "-" for letter in text.lower()).strip("-")
 
 
-def uniform(options):
-    settings = {"FedPipe's plan": ("fedpipe", [], [LENGTH_S])}
+def soonest_settings(options, importance, deadline_s):
+    """The single settings that fit every silo, the soonest to a target by the planner's own reckoning first."""
+    reckoned = []
     for setting in UNIFORM:
-        where = f"layers {setting['below']} to 5" if "below" in setting else "all layers"
-        name = f"{setting['f']}, batch {setting['b']}, rank {setting['r']}, {where}"
-        settings[name] = (slug(name), fixed(setting, "bert.encoder.layer."), UNIFORM_LENGTHS_S)
-    rows = races(options, settings)
-    print(race_table(rows))
-    ours = rows.pop("FedPipe's plan")
+        try:
+            plan, pace = planned(options, "", [*EVENLY, *fixed(setting, LAYERS, deadline_s)])
+        except Failure:
+            continue
+        trained = sum(importance[weight] for weight in next(iter(plan["silos"].values()))["ranks"])
+        progress = HEAD + (1 - HEAD) * trained * setting["r"] / (setting["r"] + HALF_RANK)
+        noise = CRITICAL_BATCH / (setting["b"] * len(plan["silos"]))
+        reckoned.append((pace * (1 + noise) / progress, pace, setting))
+    print(f"{len(reckoned)} of {len(UNIFORM)} single settings fit every silo within {deadline_s:.2f} s", file=sys.stderr)
+    reckoned.sort(key=lambda row: row[0])
+    return [(setting, pace) for _, pace, setting in reckoned]
+
+
+def compared(ours, others):
+    """Lines that set FedPipe's plan beside the best of other settings, at every target."""
+    lines = []
     for target in TARGETS:
-        # The best of all single settings for this seed, which nobody knows beforehand.
+        own, times = together(ours, target), [together(row, target) for row in others]
+        least = min((seconds for seconds in times if seconds is not None), default=None)
+        ratio = shown(least / own if own and least else None, ".2f")
+        # The best for this seed, which nobody knows beforehand.
         single = [[seconds for seconds in of_seed if seconds is not None]
-                  for of_seed in zip(*(soonest(row, target) for row in rows.values()))]
+                  for of_seed in zip(*(soonest(row, target) for row in others))]
         ratios = [min(times) / own if times and own else None for times, own in zip(single, soonest(ours, target))]
-        print(f"\nto {target:.0%} the best single setting of each seed takes {', '.join(shown(r, '.2f') for r in ratios)} times "
-              f"as long (– where one never gets there), {shown(mean(ratios), '.2f')} on average")
-        own, others = together(ours, target), [together(row, target) for row in rows.values()]
-        least = min((seconds for seconds in others if seconds is not None), default=None)
-        print(f"the mean of the seeds gets there after {shown(own, '.0f')} s, that of a single setting after {shown(least, '.0f')} s"
-              + (f": {least / own:.2f} times" if own and least else ""))
-    return {"FedPipe's plan": ours, **rows}
+        lines.append(
+            f"to {target:.0%} the mean of the seeds takes {shown(own, '.1f')} s, that of the best single setting "
+            f"{shown(least, '.1f')} s: {ratio} times; the best one of each seed {', '.join(shown(r, '.2f') for r in ratios)} times, "
+            f"{shown(mean(ratios), '.2f')} on average"
+        )
+    return lines
+
+
+def uniform(options):
+    # One deadline for all: the one that the planner chooses for the first seed.
+    plan, _ = planned(options, "FedPipe's plan", [*EVENLY, f"federation.seed={options.seeds[0]}"])
+    deadline_s = plan["deadline_s"]
+    rows = races(options, {OURS: ("fedpipe", [f"federation.deadline_s={deadline_s}"], [LENGTH_S])})
+    folder = options.runs / f"fedpipe-{LENGTH_S:.0f}s-seed{options.seeds[0]}"
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    importance = next(event["importance"] for event in events if event["event"] == "identified")
+    within_deadline = soonest_settings(options, importance, deadline_s)[:RACED]
+    # Nobody who sets one thing for all has to keep that deadline.
+    fits = [setting for setting, _ in within_deadline]
+    longer = [row for row in soonest_settings(options, importance, 1e6) if row[0] not in fits][:1]
+    settings = {}
+    for setting, pace in within_deadline + longer:
+        where = f"layers {setting['below']} to 5" if setting["below"] else "all layers"
+        name = f"{setting['f']}, batch {setting['b']}, rank {setting['r']}, {where}, rounds of {pace:.2f} s"
+        limit = deadline_s if setting in fits else 1e6
+        settings[name] = (slug(name), fixed(setting, LAYERS, limit), UNIFORM_LENGTHS_S)
+    rows |= races(options, settings)
+    print(f"deadline of a round {deadline_s:.2f} s\n\n{race_table(rows)}")
+    singles = [rows[name] for name in settings]
+    print("\nwithin the same deadline:", *compared(rows[OURS], singles[: len(fits)]), sep="\n")
+    print("\nwith whatever deadline:", *compared(rows[OURS], singles), sep="\n")
+    return rows
 
 
 def ablation(options):
@@ -278,7 +337,7 @@ def truth(options):
             sets += [f"data.train=['{options.e2e}']", f"data.test=['{options.e2e}']", "training.local_steps=8"]
             sets += ["federation.partition={kind='iid'}"]
         else:
-            prefix, config = "bert.encoder.layer.", "examples/r8.toml"
+            prefix, config = LAYERS, "examples/r8.toml"
             sets += ["training.local_steps=20"]
         sets += [silos, *fixed(setting, prefix)]
         events, summary = run(options, f"truth-{slug(name)}", ROOT / config, sets)

@@ -12,7 +12,7 @@ use fedpipe_model::BaseModel;
 use fedpipe_model::adapter::Adapters;
 use fedpipe_model::head::HeadKind;
 use fedpipe_model::io::read_adapter;
-use fedpipe_model::ops::{Offsets, OpsKind, Pass, Workspace};
+use fedpipe_model::ops::{Offsets, Pass, Workspace};
 use fedpipe_model::parameters::Parameters;
 use std::error::Error;
 use std::io::{BufWriter, Write};
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let adapter = read_adapter(Path::new(adapter))?.adapter;
     base.check_adapter(&adapter, HeadKind::Vocabulary)?;
     let (layers, head) = (base.encoder(format)?, base.output_head(format)?);
-    let workspace = Workspace::new(OpsKind::Fast, format, false);
+    let workspace = Workspace::inference();
     let (adapters, parameters) = (Adapters::constant(&adapter), Parameters::default());
     let mut out = BufWriter::new(std::fs::File::create(out)?);
     for line in std::fs::read_to_string(texts)?.lines() {

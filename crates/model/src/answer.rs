@@ -7,7 +7,7 @@ use crate::data::{Dataset, Questions, Span, Spans, Targets};
 use crate::evaluate::{BATCH, surprise};
 use crate::head::SPAN;
 use crate::metrics::{answer_f1, exact_match};
-use crate::ops::{HeadTargets, Offsets, OpsKind, Pass, Workspace};
+use crate::ops::{HeadTargets, Offsets, Pass, Workspace};
 use crate::parameters::Parameters;
 use crate::pool::on_pool;
 use fedpipe_core::{Adapter, Metrics};
@@ -95,7 +95,7 @@ impl Reader<'_> {
         let adapters = Adapters::constant(adapter);
         let mut parameters = Parameters::default();
         let head = SPAN.parameters(&parameters.add_head(&adapter.head))?;
-        let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
+        let workspace = Workspace::inference();
         let indices: Vec<usize> = (0..data.len()).collect();
         let mut windows = Vec::with_capacity(data.len());
         for part in indices.chunks(BATCH) {

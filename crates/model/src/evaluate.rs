@@ -7,7 +7,7 @@ use crate::arch::Backbone;
 use crate::data::Dataset;
 use crate::head::HeadLayout;
 use crate::metrics::{Confusion, TokenLoss};
-use crate::ops::{HeadTargets, Offsets, OpsKind, Pass, Workspace};
+use crate::ops::{HeadTargets, Offsets, Pass, Workspace};
 use crate::parameters::Parameters;
 use crate::pool::on_pool;
 use crate::task::Objective;
@@ -42,7 +42,7 @@ pub fn logits(
         let mut parameters = Parameters::default();
         let head = head.parameters(&parameters.add_head(&adapter.head))?;
         let classes = parameters.get(head.output.weight).rows();
-        let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
+        let workspace = Workspace::inference();
         let indices: Vec<usize> = (0..data.len()).collect();
         let mut logits = Vec::with_capacity(data.len());
         for part in indices.chunks(BATCH) {
@@ -124,7 +124,7 @@ pub(crate) fn loss_of(
     on_pool(|| {
         let (adapters, mut parameters) = (Adapters::constant(adapter), Parameters::default());
         let loss = objective.loss(&parameters.add_head(&adapter.head))?;
-        let workspace = Workspace::new(OpsKind::Fast, encoder.format(), false);
+        let workspace = Workspace::inference();
         let indices: Vec<usize> = (0..data.len()).collect();
         let mut total = TokenLoss::default();
         for part in indices.chunks(BATCH) {

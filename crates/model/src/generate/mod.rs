@@ -5,7 +5,7 @@ pub mod sampling;
 use crate::Error;
 use crate::adapter::Adapters;
 use crate::arch::{Backbone, LanguageModel};
-use crate::ops::{KvCache, Offsets, OpsKind, Pass, Workspace};
+use crate::ops::{KvCache, Offsets, Pass, Workspace};
 use crate::parameters::Parameters;
 use fedpipe_core::{Adapter, Seed};
 use fedpipe_kernels::FrozenMatrix;
@@ -45,7 +45,7 @@ impl<'a> Writer<'a> {
     /// When the model is no language model.
     pub fn new(backbone: &'a dyn Backbone, head: &'a FrozenMatrix, adapter: &Adapter) -> Result<Self, Error> {
         let language = backbone.language().ok_or_else(|| Error::Misfit("an encoder cannot write".into()))?;
-        let workspace = Workspace::new(OpsKind::Fast, backbone.format(), false);
+        let workspace = Workspace::inference();
         let (adapters, parameters) = (Adapters::constant(adapter), Parameters::default());
         Ok(Self { backbone, language, head, adapters, parameters, workspace })
     }

@@ -384,6 +384,12 @@ impl Workspace {
         Self { kind, activations: format.activations(), recompute, pools: Default::default() }
     }
 
+    /// For a model that does not train, over a base in any format: activations are f32, since none are kept. Rounding them
+    /// would move the logits further than a base in bf16 does.
+    pub fn inference() -> Self {
+        Self::new(OpsKind::Fast, BaseFormat::F32, false)
+    }
+
     /// Bytes of an activation.
     pub fn element_bytes(&self) -> usize {
         if self.kind == OpsKind::Reference || self.activations == ActivationFormat::F32 { 4 } else { 2 }
