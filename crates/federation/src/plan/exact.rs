@@ -1,9 +1,7 @@
 //! The planner's program as an integer program, for a solver library: exact, and slow where there is much to choose from.
 
 use super::table::{Cost, FrameTable, RESOURCES, Weights};
-use good_lp::{
-    Expression, ProblemVariables, SolverModel, Variable, VariableDefinition, constraint, microlp, variable,
-};
+use good_lp::{Expression, ProblemVariables, SolverModel, Variable, VariableDefinition, constraint, microlp, variable};
 use microlp::{SolutionStatus, SolveOptions};
 use std::cell::Cell;
 use std::collections::HashMap;
