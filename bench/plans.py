@@ -295,20 +295,15 @@ def uniform(options):
     importance = next(event["importance"] for event in events if event["event"] == "identified")
     fitting = soonest_settings(options, importance)
     within_deadline = [row for row in fitting if row[1] <= deadline_s]
-    # Nobody who sets one thing for all has to keep that deadline.
-    longer = [row for row in fitting if row[1] > deadline_s]
     print(f"deadline {deadline_s:.2f} s; of {len(UNIFORM)} single settings {len(fitting)} fit every silo's memory, "
           f"{len(within_deadline)} the deadline, too", file=sys.stderr)
     settings = {}
-    for setting, pace in within_deadline[:RACED] + longer[:1]:
+    for setting, pace in within_deadline[:RACED]:
         where = f"layers {setting['below']} to 5" if setting["below"] else "all layers"
         name = f"{setting['f']}, batch {setting['b']}, rank {setting['r']}, {where}, rounds of {pace:.2f} s"
         settings[name] = (slug(name), fixed(setting, LAYERS), UNIFORM_LENGTHS_S)
     rows |= races(options, settings)
-    print(race_table(rows))
-    singles = [rows[name] for name in settings]
-    print("\nwithin the same deadline:", *compared(rows[OURS], singles[: len(within_deadline[:RACED])]), sep="\n")
-    print("\nwith whatever deadline:", *compared(rows[OURS], singles), sep="\n")
+    print(race_table(rows), "", *compared(rows[OURS], [rows[name] for name in settings]), sep="\n")
     return rows
 
 

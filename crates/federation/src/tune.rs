@@ -21,7 +21,7 @@ pub const LOCAL_STEPS: &str = "training.local_steps";
 const LEARNING_RATE: &str = "training.learning_rate";
 /// Steps of a round that are considered, ascending.
 const STEPS: [usize; 6] = [5, 10, 20, 40, 80, 160];
-/// AdamW starts anew in every round, so of fewer steps than these little stays (measured: docs/planner.md).
+/// AdamW starts anew in every round, so of fewer steps than these little stays.
 const ENOUGH_STEPS: usize = 10;
 /// Share of a round that transfers may take in the median silo.
 const TRANSFER_SHARE: f64 = 0.2;

@@ -11,8 +11,7 @@ use fedpipe_model::data::Example;
 use std::collections::BTreeMap;
 
 /// Share of the texts that are left whole where the length is left to FedPipe: labels seldom hang on the last words of the
-/// longest texts, which cost the most (measured: docs/planner.md), those of pairs may hang on any word, and answers end where they
-/// are cut.
+/// longest texts, which cost the most, those of pairs may hang on any word, and answers end where they are cut.
 const WHOLE_TEXTS: f64 = 0.75;
 const WHOLE_PAIRS: f64 = 0.95;
 const WHOLE_ANSWERS: f64 = 0.99;
