@@ -43,13 +43,17 @@ const MODELS: [Model; 4] = [
 ];
 
 fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
+    match Options::parse(std::env::args().skip(1)) {
+        // On a thread of the pool, as training is: one from outside would be woken after every product, its own or the peer's.
+        Ok(options) => rayon::scope(|_| run(&options)),
         Err(message) => {
             eprintln!("{message}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
+    }
+}
+
+fn run(options: &Options) -> ExitCode {
     let path = Path::active();
     println!("{}, {} threads, path {path}", report::processor(), rayon::current_num_threads());
     let mut limits = Limits::default();
@@ -63,7 +67,7 @@ fn main() -> ExitCode {
     } else {
         // Everything twice, minutes apart: what disturbs a processor lasts for seconds.
         for _ in 0..PASSES {
-            let found = measure_once(&options, path, &mut memory);
+            let found = measure_once(options, path, &mut memory);
             rows = match rows.is_empty() {
                 true => found,
                 false => rows.into_iter().zip(found).map(|(a, b)| a.best(b)).collect(),
@@ -75,8 +79,8 @@ fn main() -> ExitCode {
         report::print_summary(&rows, memory.gb_s);
     }
     report::print_limits(&limits, memory.gb_s);
-    let Some(file) = options.json else { return ExitCode::SUCCESS };
-    match std::fs::write(&file, report::json(path, &limits, memory.gb_s, &rows)) {
+    let Some(file) = &options.json else { return ExitCode::SUCCESS };
+    match std::fs::write(file, report::json(path, &limits, memory.gb_s, &rows)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cannot write {}: {error}", file.display());

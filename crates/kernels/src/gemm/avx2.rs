@@ -2,11 +2,11 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
-    _mm256_storeu_ps,
+    __m256, _MM_HINT_T0, _mm_prefetch, _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
 };
 
-use super::micro::{Initial, LeftLayout, Tile, by_layout};
+use super::micro::{Base, Initial, LeftLayout, Tile, by_layout};
 use super::pack::LINE_LANES;
 use super::portable::write;
 use crate::element::Element;
@@ -15,6 +15,8 @@ const LANES: usize = 8;
 const LEFT_STRIDE: usize = 8;
 /// Steps in depth of one turn of the loop.
 const UNROLLED: usize = 4;
+/// Rows that are fetched ahead of the one that is copied: few, since they may all fall into one set of the cache.
+const ROWS_AHEAD: usize = 4;
 
 /// # Safety
 /// As `Kernel::run`, on a processor with AVX2 and FMA.
@@ -51,7 +53,14 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
     for part in tile.parts {
         let (left, mut right, right_stride) = tile.sides_of(part, 2 * LANES);
         macro_rules! accumulate {
-            ($lane:expr, $ahead:expr) => {{
+            ($lane:expr, $ahead:expr) => {
+                match tile.copy_of(part) {
+                    Some(copy) => accumulate!($lane, $ahead, Some(copy)),
+                    None => accumulate!($lane, $ahead, None::<*mut f32>),
+                }
+            };
+            ($lane:expr, $ahead:expr, $copy:expr) => {{
+                let mut copy = $copy;
                 let mut at = left;
                 let pitch = $lane(0, 1);
                 let mut step = || {
@@ -59,6 +68,14 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
                     for (v, column) in columns.iter_mut().enumerate() {
                         // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
                         *column = unsafe { _mm256_loadu_ps(right.add(v * LANES)) };
+                    }
+                    if let Some(copy) = &mut copy {
+                        for (v, &column) in columns.iter().enumerate() {
+                            // SAFETY: the copy holds as many rows of as many lanes.
+                            unsafe { _mm256_storeu_ps(copy.add(v * LANES), column) };
+                        }
+                        *copy = copy.wrapping_add(VECTORS * LANES);
+                        _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(ROWS_AHEAD * right_stride).cast());
                     }
                     for (i, row) in sums.iter_mut().enumerate() {
                         // SAFETY: the left side holds `depth` lanes of ROWS rows.
@@ -91,6 +108,10 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
         }
         by_layout!(part.layout, ROWS, LEFT_STRIDE, accumulate);
     }
+    if tile.columns == COLUMNS && !E::IS_BF16 {
+        // SAFETY: the caller's promise.
+        return unsafe { finish(tile, &sums) };
+    }
     let mut plain = [[0f32; COLUMNS]; ROWS];
     for (row, to) in sums.iter().zip(&mut plain) {
         for (sum, to) in row.iter().zip(to.chunks_exact_mut(LANES)) {
@@ -100,6 +121,34 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
     }
     // SAFETY: the caller's promise; the sums hold ROWS rows of COLUMNS.
     unsafe { write(tile, &plain) };
+}
+
+/// Adds the sums to the base and writes them, from registers to a whole tile of f32.
+///
+/// # Safety
+/// As `Kernel::run`, for a tile of VECTORS · LANES columns of f32.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn finish<const ROWS: usize, const VECTORS: usize, E: Element>(
+    tile: &Tile<'_, E>,
+    sums: &[[__m256; VECTORS]; ROWS],
+) {
+    let scale = _mm256_set1_ps(tile.scale);
+    for (i, row) in sums.iter().enumerate() {
+        for (v, &sum) in row.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let output = tile.output.add(i * tile.output_stride + v * LANES).cast::<f32>();
+                let base = match tile.base {
+                    Base::Zero => _mm256_setzero_ps(),
+                    Base::Row(base) => _mm256_loadu_ps(base.add(v * LANES)),
+                    Base::Output => _mm256_loadu_ps(output),
+                };
+                // Rounded twice, as in `write`.
+                _mm256_storeu_ps(output, _mm256_add_ps(base, _mm256_mul_ps(scale, sum)));
+            }
+        }
+    }
 }
 
 /// The address, which the compiler learns only when the sum is there: it would else load the left lanes of all unrolled steps

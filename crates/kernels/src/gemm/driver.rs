@@ -22,6 +22,10 @@ use crate::shared::SharedSlice;
 const JOB_COLUMNS: usize = 64;
 /// Lanes in depth of one expanded right tile: 64 columns of it take half of a usual second-level cache.
 const DEPTH_LANES: usize = 1024;
+/// The same where tiles copy the right side: a panel stays in the first-level cache.
+const COPIED_DEPTH_LANES: usize = 512;
+/// Most rows of a job that goes down all of them for one copied panel before it copies the next, measured.
+const DOWN_ROWS: usize = 128;
 /// What blocks are a multiple of in depth: whole groups of the codes that are decoded at once, whole tile registers.
 const DEPTH_STEP: usize = 64;
 /// Most output rows that are packed at once, which bounds the working memory of a large batch.
@@ -426,17 +430,6 @@ struct Piece<'a> {
     side: Side,
     right: Operand<'a>,
     depth: Range<usize>,
-    /// Lanes into the buffer of expanded right tiles.
-    offset: usize,
-}
-
-impl Piece<'_> {
-    /// Its right side where it lies, for the columns from `first` on, and the lanes from row to row; none where `rows` are
-    /// enough for packing to pay.
-    fn lying(&self, kernel: Kernel, first: usize, columns: usize, rows: usize) -> Option<(&[u32], usize)> {
-        let lying = || self.right.lying_across(kernel, first, columns, self.depth.clone());
-        if rows <= kernel.lying_rows() { lying() } else { None }
-    }
 }
 
 impl Job {
@@ -451,82 +444,148 @@ impl Job {
         let blocks = blocks(kernel, chunk.inputs, &output.terms, columns);
         let expanded_len = blocks.iter().map(|block| block.lanes).max().unwrap_or(0);
         let mut expanded = Scratch::<u32>::take(expanded_len);
-        // Sums between blocks of a deep product; with one block there are none.
-        let Some((first_row, last_row)) = chunk.row_range(from, to) else { return };
-        let between = if blocks.len() > 1 { (last_row - first_row) * JOB_COLUMNS } else { 0 };
-        let mut between = Scratch::<f32>::take(between);
-        let mut parts = Vec::new();
         let row_panels: Vec<Panel> = chunk.panels(0, from, to).collect();
+        let Some(&top) = row_panels.first() else { return };
+        let rows = row_panels.iter().map(|panel| panel.count).sum();
         let column_panels: Vec<Panel> = right_panels(kernel, columns, 0).collect();
+        let order = if kernel.copies() && rows <= DOWN_ROWS { Order::Down } else { Order::Across };
+        // Sums between blocks of a deep product; with one block there are none.
+        let between = if blocks.len() > 1 { rows * JOB_COLUMNS } else { 0 };
+        let mut between = Scratch::<f32>::take(between);
+        let between = between.as_mut_ptr();
         let registers = Registers::new();
+        let (mut top_parts, mut parts) = (Vec::new(), Vec::new());
         for (b, block) in blocks.iter().enumerate() {
-            let rows = last_row - first_row;
-            for piece in block.pieces.iter().filter(|piece| piece.lying(kernel, first, columns, rows).is_none()) {
-                let panels = right_panels(kernel, columns, piece.depth.len());
-                let to = &mut expanded[piece.offset..];
-                piece.right.pack(kernel, first, panels, piece.depth.clone(), to);
-            }
+            top_parts.clear();
             parts.clear();
-            parts.extend(block.pieces.iter().map(|piece| {
-                let depth = kernel.depth_lanes(piece.depth.len());
-                let skipped = kernel.depth_lanes(piece.depth.start);
-                let (left, layout) = match chunk.lying_side(piece.side) {
-                    Some((rows, stride)) => (&rows[chunk.start * stride + skipped..], LeftLayout::Rows(stride)),
-                    None => {
-                        let layout = left_layout(kernel, depth_of(chunk.inputs, piece.side));
-                        let all = &packed[chunk.areas.offset(piece.side)..];
-                        let left = match layout {
-                            LeftLayout::Panels(step) => &all[from * step + skipped * kernel.left_stride()..],
-                            LeftLayout::Rows(_) => &all[skipped..],
-                        };
-                        (left, layout)
-                    }
-                };
-                let (right, right_layout) = match piece.lying(kernel, first, columns, rows) {
-                    Some((rows, stride)) => (rows, RightLayout::Rows(stride)),
-                    None => {
-                        let len = right_len(kernel, columns, piece.depth.len());
-                        (&expanded[piece.offset..][..len], RightLayout::Panels(depth * kernel.columns()))
-                    }
-                };
-                Part { depth, left: left.as_ptr(), layout, right: right.as_ptr(), right_layout }
-            }));
-            let is_last = b + 1 == blocks.len();
-            let panels = row_panels.iter().enumerate();
-            let tiles = panels.flat_map(|rows| column_panels.iter().enumerate().map(move |columns| (rows, columns)));
-            for ((i, &rows), (j, &right)) in tiles {
-                let sums = (rows.start - first_row) * JOB_COLUMNS + right.start;
-                let initial = (b > 0).then(|| Initial { sums: between[sums..].as_ptr(), stride: JOB_COLUMNS });
-                // SAFETY: the parts' slices hold the panels; the target was checked whole and is the caller's to
-                // write; the sums between blocks are this job's own, a row of them as wide as the job.
-                unsafe {
-                    if is_last {
-                        kernel.run(
-                            &registers,
-                            &Tile { initial, ..target.tile(kernel, (rows, right), (i, j), first, &parts) },
-                        );
-                    } else {
-                        let output = between[sums..].as_mut_ptr();
-                        let columns = right.stride;
-                        kernel.run(
-                            &registers,
-                            &Tile {
-                                parts: &parts,
-                                panels: (i, j),
-                                first_row: rows.start,
-                                initial,
-                                output,
-                                output_stride: JOB_COLUMNS,
-                                rows: rows.count,
-                                columns,
-                                vectors: columns / kernel.lanes(),
-                                scale: 1.0,
-                                base: super::Base::Zero,
-                            },
-                        );
-                    }
+            let mut rest = &mut *expanded;
+            for piece in &block.pieces {
+                let panels;
+                (panels, rest) = rest.split_at_mut(right_len(kernel, columns, piece.depth.len()));
+                let (of_top, of_others) = self.parts(chunk, piece, rows, order, packed, panels);
+                top_parts.push(of_top);
+                parts.push(of_others);
+            }
+            // SAFETY: the parts' slices hold the panels; the target was checked whole and is the caller's to write; the sums
+            // between blocks are this job's own, a row of them as wide as the job.
+            unsafe {
+                let sums = |right: &Panel| between.wrapping_add(right.start);
+                let initial = |right: &Panel| (b > 0).then(|| Initial { sums: sums(right), stride: JOB_COLUMNS });
+                if b + 1 == blocks.len() {
+                    let tile = |(j, right): (usize, &Panel)| Tile {
+                        initial: initial(right),
+                        ..target.tile(kernel, (top, *right), (0, j), first, &parts)
+                    };
+                    let tiles = column_panels.iter().enumerate().map(tile).collect();
+                    order.run(kernel, &registers, tiles, &top_parts, &row_panels);
+                } else {
+                    let tile = |(j, right): (usize, &Panel)| Tile {
+                        parts: &parts,
+                        panels: (0, j),
+                        first_row: top.start,
+                        initial: initial(right),
+                        output: sums(right),
+                        output_stride: JOB_COLUMNS,
+                        rows: top.count,
+                        columns: right.stride,
+                        vectors: right.stride / kernel.lanes(),
+                        scale: 1.0,
+                        base: super::Base::Zero,
+                    };
+                    let tiles = column_panels.iter().enumerate().map(tile).collect();
+                    order.run(kernel, &registers, tiles, &top_parts, &row_panels);
                 }
             }
+        }
+    }
+
+    /// What the tiles of the first rows read of a piece, and what those of the other rows do. `panels` has room for its
+    /// right panels: they are packed here, or copied by the tiles of the first rows, or not needed.
+    fn parts(
+        &self,
+        chunk: &Chunk<'_>,
+        piece: &Piece<'_>,
+        rows: usize,
+        order: Order,
+        packed: &[u32],
+        panels: &mut [u32],
+    ) -> (Part, Part) {
+        let (kernel, columns) = (chunk.kernel, self.last - self.first);
+        let depth = kernel.depth_lanes(piece.depth.len());
+        let skipped = kernel.depth_lanes(piece.depth.start);
+        let (left, layout) = match chunk.lying_side(piece.side) {
+            Some((rows, stride)) => (&rows[chunk.start * stride + skipped..], LeftLayout::Rows(stride)),
+            None => {
+                let layout = left_layout(kernel, depth_of(chunk.inputs, piece.side));
+                let all = &packed[chunk.areas.offset(piece.side)..];
+                let left = match layout {
+                    LeftLayout::Panels(step) => &all[self.from * step + skipped * kernel.left_stride()..],
+                    LeftLayout::Rows(_) => &all[skipped..],
+                };
+                (left, layout)
+            }
+        };
+        let part = |right, right_layout| Part { depth, left: left.as_ptr(), layout, right, right_layout };
+        let panel_len = depth * kernel.columns();
+        let lying = piece.right.lying_across(kernel, self.first, columns, piece.depth.clone());
+        match lying {
+            Some((lanes, stride)) if rows <= kernel.lying_rows() => {
+                let part = part(lanes.as_ptr(), RightLayout::Rows(stride));
+                (part, part)
+            }
+            Some((lanes, stride)) if kernel.copies() => {
+                let step = if order == Order::Down { 0 } else { panel_len };
+                let to = panels.as_mut_ptr();
+                let copied = RightLayout::Copied { stride, to, step };
+                (part(lanes.as_ptr(), copied), part(to, RightLayout::Panels(step)))
+            }
+            _ => {
+                let all = right_panels(kernel, columns, piece.depth.len());
+                piece.right.pack(kernel, self.first, all, piece.depth.clone(), panels);
+                let part = part(panels.as_ptr(), RightLayout::Panels(panel_len));
+                (part, part)
+            }
+        }
+    }
+}
+
+/// The order of a block's tiles.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// All columns of a row panel, then those of the next: its left panel stays in the first-level cache.
+    Across,
+    /// All rows of a column panel, then those of the next: its right panel stays there, and all copies take one place.
+    Down,
+}
+
+impl Order {
+    /// Runs the tiles of all row panels: `tops` are those of the first, one for each column panel, which read `top_parts`
+    /// in place of their own.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`], for all of them.
+    unsafe fn run<E: Element>(
+        self,
+        kernel: Kernel,
+        registers: &Registers,
+        mut tops: Vec<Tile<'_, E>>,
+        top_parts: &[Part],
+        rows: &[Panel],
+    ) {
+        let columns = tops.len();
+        let mut run = |j: usize, i: usize| {
+            let tile = &mut tops[j];
+            if i == 0 {
+                // SAFETY: the caller's promise.
+                return unsafe { kernel.run(registers, &Tile { parts: top_parts, ..*tile }) };
+            }
+            tile.move_to(i, rows[i]);
+            // SAFETY: the caller's promise.
+            unsafe { kernel.run(registers, tile) };
+        };
+        match self {
+            Order::Across => (0..rows.len()).for_each(|i| (0..columns).for_each(|j| run(j, i))),
+            Order::Down => (0..columns).for_each(|j| (0..rows.len()).for_each(|i| run(j, i))),
         }
     }
 }
@@ -539,7 +598,10 @@ struct Block<'a> {
 
 /// The depth of all terms, cut evenly so that a block's right tiles stay in the cache.
 fn blocks<'a>(kernel: Kernel, inputs: &[Input<'_>], terms: &[Term<'a>], columns: usize) -> Vec<Block<'a>> {
-    let most = DEPTH_LANES * if kernel.pairs() { 2 } else { 1 };
+    let most = match kernel.copies() {
+        true => COPIED_DEPTH_LANES,
+        false => DEPTH_LANES * if kernel.pairs() { 2 } else { 1 },
+    };
     let all: usize = terms.iter().map(|term| kernel.depth_elements(depth_of(inputs, term.side))).sum();
     let elements = all.div_ceil(all.div_ceil(most).max(1)).next_multiple_of(DEPTH_STEP);
     let mut blocks = vec![Block { pieces: vec![], lanes: 0 }];
@@ -556,9 +618,8 @@ fn blocks<'a>(kernel: Kernel, inputs: &[Input<'_>], terms: &[Term<'a>], columns:
             // An end within a lane, or within a tile register, takes all of it, so that blocks start where these do.
             room = room.saturating_sub(kernel.depth_elements(end - start));
             if let Some(block) = blocks.last_mut() {
-                let offset = block.lanes;
                 block.lanes += right_len(kernel, columns, end - start);
-                block.pieces.push(Piece { side: term.side, right: term.right, depth: start..end, offset });
+                block.pieces.push(Piece { side: term.side, right: term.right, depth: start..end });
             }
             start = end;
         }

@@ -9,6 +9,7 @@ use crate::dispatch::Path;
 use crate::element::Element;
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::Registers;
+use crate::gemm::pack::Panel;
 
 /// Rows of a tile of tile registers.
 pub(super) const TILE_ROWS: usize = 32;
@@ -53,6 +54,9 @@ pub(crate) enum RightLayout {
     Panels(usize),
     /// Rows of the depth, so many lanes apart; the panels lie beside each other in them.
     Rows(usize),
+    /// Rows as above, `stride` lanes apart, which tiles copy as they read them, for those of other rows: into panels `step`
+    /// lanes apart at `to`. For [`Kernel::copies`].
+    Copied { stride: usize, to: *mut u32, step: usize },
 }
 
 /// Runs a kernel's loop over the lanes `p` of a part, `$accumulate!(lane, ahead)`, for either layout of the left side: lane
@@ -87,7 +91,7 @@ pub(crate) struct Tile<'a, E> {
     pub(crate) parts: &'a [Part],
     /// Which left and which right panel of every part.
     pub(crate) panels: (usize, usize),
-    /// The tile's first row, for left sides that lie in rows.
+    /// The tile's first row.
     pub(crate) first_row: usize,
     pub(crate) initial: Option<Initial>,
     pub(crate) output: *mut E,
@@ -113,9 +117,31 @@ impl<E> Tile<'_, E> {
         });
         let (panel, stride) = match part.right_layout {
             RightLayout::Panels(step) => (self.panels.1 * step, self.vectors * width / 2),
-            RightLayout::Rows(stride) => (self.panels.1 * width, stride),
+            RightLayout::Rows(stride) | RightLayout::Copied { stride, .. } => (self.panels.1 * width, stride),
         };
         (left.cast(), part.right.wrapping_add(panel).cast(), stride)
+    }
+
+    /// Where the tile leaves a copy of its right panel of a part.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn copy_of(&self, part: &Part) -> Option<*mut f32> {
+        match part.right_layout {
+            RightLayout::Copied { to, step, .. } => Some(to.wrapping_add(self.panels.1 * step).cast()),
+            RightLayout::Panels(_) | RightLayout::Rows(_) => None,
+        }
+    }
+
+    /// Moves the tile to the left panel with this index.
+    #[inline(always)]
+    pub(super) fn move_to(&mut self, index: usize, rows: Panel) {
+        let below = rows.start - self.first_row;
+        self.panels.0 = index;
+        (self.first_row, self.rows) = (rows.start, rows.count);
+        self.output = self.output.wrapping_add(below * self.output_stride);
+        if let Some(Initial { sums, stride }) = &mut self.initial {
+            *sums = sums.wrapping_add(below * *stride);
+        }
     }
 }
 
@@ -212,9 +238,14 @@ impl Kernel {
         matches!(self.path, Path::Amx | Path::Avx512Bf16 | Path::Avx2)
     }
 
-    /// Most rows for which a right side that lies as tiles can read it is not packed, measured.
+    /// Whether its tiles can copy a right side that lies in rows, while they read it.
+    pub(crate) fn copies(self) -> bool {
+        self.path == Path::Avx2
+    }
+
+    /// Most rows for which a right side that lies as tiles can read it is neither packed nor copied, measured.
     pub(crate) fn lying_rows(self) -> usize {
-        if self.path == Path::Avx2 { 64 } else { 16 }
+        if self.copies() { self.rows() } else { 16 }
     }
 
     /// Computes one tile.
