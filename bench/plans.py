@@ -47,16 +47,19 @@ TRUTH = {
 }
 # Single settings for all four silos of examples/r8.toml: every combination.
 UNIFORM = [
-    {"f": base, "b": batch, "r": rank, "below": below}
-    for base in ("bf16", "nf4") for batch in (4, 8, 16, 32) for rank in (2, 4, 8) for below in range(6)
+    {"f": base, "b": batch, "s": steps, "r": rank, "below": below}
+    for base in ("bf16", "nf4") for batch in (4, 8, 16, 32) for steps in (10, 20, 40) for rank in (2, 4, 8)
+    for below in range(6)
 ]
 # How many of those that fit are raced: the soonest to a target by the planner's own reckoning.
 RACED = 2
 # The lengths of their runs. The learning rate falls to 0 over the whole of a run, so a short run gets sooner to where it can
 # get: they are run at two lengths, and the sooner counts.
 UNIFORM_LENGTHS_S = [LENGTH_S, 45.0]
-# Of docs/planner.md: what the head brings forward, the rank of half the worth, and the critical batch.
-HEAD, HALF_RANK, CRITICAL_BATCH = 0.1, 1.0, 32
+# Of docs/planner.md: what the head brings forward, the rank of half the worth, the critical batch, and what k times the steps
+# of examples/r8.toml bring: k to this power.
+HEAD, HALF_RANK, CRITICAL_BATCH, STEP_POWER = 0.1, 1.0, 32, 0.85
+LOCAL_STEPS = 20
 # What is switched off, and what stands in its place.
 ABLATIONS = {
     "all of it": [],
@@ -64,6 +67,8 @@ ABLATIONS = {
     "ranks → one for all that train": ["adapter.ranks=[8]"],
     "the merged adapter's rank → 16": ["federation.server_rank=16"],
     "batch → 4 in every silo": ["plan.batch_sizes=[4]"],
+    "steps → 20 in every silo": ["plan.step_multiples=[1]"],
+    "batch → 4, steps → 20 in every silo": ["plan.batch_sizes=[4]", "plan.step_multiples=[1]"],
     "formats → nf4 in every silo": ["plan.base_formats=['nf4']"],
 }
 # What a person would try by hand, beside what "auto" makes of it.
@@ -95,12 +100,15 @@ def fixed(setting, layers_prefix):
     """Options that leave the planner one choice: every weight at or above layer `below`, at one rank."""
     options = [
         f"plan.batch_sizes=[{setting['b']}]",
+        "plan.step_multiples=[1]",
         f"plan.base_formats=['{setting['f']}']",
         f"adapter.ranks=[{setting['r']}]",
         f"training.recompute={str(setting.get('again', False)).lower()}",
         "federation.importance='uniform'",
         "federation.deadline_s=1e6",
     ]
+    if "s" in setting:
+        options.append(f"training.local_steps={setting['s']}")
     below = setting.get("below", 0)
     if below:
         never = [f"'{layers_prefix}{layer}.*'" for layer in range(below)]
@@ -260,6 +268,7 @@ def soonest_settings(options, importance):
             continue
         trained = sum(importance[weight] for weight in next(iter(plan["silos"].values()))["ranks"])
         progress = HEAD + (1 - HEAD) * trained * setting["r"] / (setting["r"] + HALF_RANK)
+        progress *= (setting["s"] / LOCAL_STEPS) ** STEP_POWER
         noise = CRITICAL_BATCH / (setting["b"] * len(plan["silos"]))
         reckoned.append((pace * (1 + noise) / progress, pace, setting))
     reckoned.sort(key=lambda row: row[0])
@@ -300,7 +309,7 @@ def uniform(options):
     settings = {}
     for setting, pace in within_deadline[:RACED]:
         where = f"layers {setting['below']} to 5" if setting["below"] else "all layers"
-        name = f"{setting['f']}, batch {setting['b']}, rank {setting['r']}, {where}, rounds of {pace:.2f} s"
+        name = f"{setting['f']}, {setting['s']} steps of {setting['b']}, rank {setting['r']}, {where}, rounds of {pace:.2f} s"
         settings[name] = (slug(name), fixed(setting, LAYERS), UNIFORM_LENGTHS_S)
     rows |= races(options, settings)
     print(race_table(rows), "", *compared(rows[OURS], [rows[name] for name in settings]), sep="\n")

@@ -163,6 +163,8 @@ pub struct SiloPlan {
     pub silo: SiloId,
     /// Texts in a batch.
     pub batch_size: usize,
+    /// Optimizer steps in a round.
+    pub local_steps: usize,
     /// Format of the frozen weights.
     pub base_format: BaseFormat,
     /// Whether the backward pass computes the inside of the adapted layers again instead of keeping it.
@@ -217,7 +219,7 @@ impl fmt::Display for Chosen {
 /// The plan of a federation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Optimizer steps of a silo in a round.
+    /// Optimizer steps of a round; a silo that has the time makes a multiple of them.
     pub local_steps: usize,
     /// Largest rank of the merged adapter; no silo trains a weight at a higher one.
     pub server_rank: usize,

@@ -15,7 +15,9 @@ use fedpipe_core::{
     ActivationFormat, BaseFormat, CandidateWeight, DeviceProfile, LengthStats, MemoryCoefficients, ModelSpec, Seed,
     SiloId, SiloProfile, TimeCoefficients, WeightId,
 };
-use fedpipe_federation::plan::{BATCH_VALUE, Deadline, Importance, Menu, PlanSettings, TuningPatterns, plan};
+use fedpipe_federation::plan::{
+    BATCH_VALUE, Deadline, Importance, Menu, PlanSettings, STEP_VALUE, TuningPatterns, plan,
+};
 use fedpipe_testkit::toy_model;
 use rand::RngExt;
 
@@ -47,6 +49,8 @@ fn main() {
             recompute: vec![false, true],
             ranks: vec![2, 4, 8, 16, 32, 64],
             batch_value: BATCH_VALUE,
+            step_multiples: vec![1, 2, 3, 4, 6, 8],
+            step_value: STEP_VALUE,
         };
         let deadline = Deadline::Auto;
         let (finish, tuning) = (None, TuningPatterns::default());

@@ -127,7 +127,7 @@ mod tests {
             let profile = SiloProfile { examples, cache_bytes: 1 << 20, ..toy_profile("a") };
             let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
             let load = cost.load(&[("layer.1.query".into(), 2)].into());
-            let frame = Frame { batch_size: 2, base_format: BaseFormat::F32, recompute };
+            let frame = Frame { batch_size: 2, step_multiple: 1, base_format: BaseFormat::F32, recompute };
             let (_, predicted) = cost.round(&load, frame).unwrap();
             let (task, mut update) = train(2, [3, 1], BaseFormat::F32, recompute);
             update.measured.repeated_tokens = repeated_tokens;

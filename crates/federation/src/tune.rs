@@ -150,7 +150,7 @@ pub fn plan_with_steps(
 fn median_passes(profiles: &BTreeMap<SiloId, SiloProfile>, plan: &Plan) -> f64 {
     let of = |silo: &SiloPlan| {
         let examples = profiles.get(&silo.silo).map_or(1, |profile| profile.examples.max(1));
-        (plan.local_steps * silo.batch_size) as f64 / examples as f64
+        (silo.local_steps * silo.batch_size) as f64 / examples as f64
     };
     median(plan.silos.values().map(of))
 }
@@ -274,6 +274,8 @@ mod tests {
             recompute: vec![false],
             ranks: vec![1, 2],
             batch_value: 0.1,
+            step_multiples: vec![1],
+            step_value: 0.1,
         };
         let (finish, tuning) = (None, TuningPatterns::default());
         PlanSettings {

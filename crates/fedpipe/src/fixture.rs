@@ -167,6 +167,7 @@ fn plan() -> Plan {
         let plan = SiloPlan {
             silo: name.into(),
             batch_size,
+            local_steps: 20,
             base_format,
             recompute: name == "edge",
             ranks,

@@ -282,10 +282,12 @@ const FIRST_RATE: f64 = 1e-3;
 fn menu(config: &Config) -> Menu {
     Menu {
         batch_sizes: config.plan.batch_sizes.clone(),
+        step_multiples: config.plan.step_multiples.clone(),
         formats: config.plan.base_formats.clone(),
         recompute: config.training.recompute.given().map_or(vec![false, true], |recompute| vec![recompute]),
         ranks: config.adapter.ranks.clone(),
         batch_value: plan::BATCH_VALUE,
+        step_value: plan::STEP_VALUE,
     }
 }
 
@@ -341,7 +343,7 @@ pub fn check_what_if(config: &Config, other: &Config) -> Result<(), AppError> {
         return Ok(());
     }
     let hint = "it takes silos.NAME.memory_mib, speed, bandwidth_mbps and data_cap_mib, plan.coverage, batch_sizes, \
-                base_formats, always_tune and never_tune, adapter.ranks, federation.deadline_s, finish_within_h, rounds and \
+                step_multiples, base_formats, always_tune and never_tune, adapter.ranks, federation.deadline_s, finish_within_h, rounds and \
                 server_rank, training.local_steps and recompute; for all else use --set";
     Err(AppError::user("--what-if changes something that is measured or learnt anew").hint(hint))
 }

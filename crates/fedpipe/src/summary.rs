@@ -89,6 +89,8 @@ pub struct SiloSummary {
 pub struct PlanSummary {
     /// Texts in a batch.
     pub batch_size: usize,
+    /// Optimizer steps in a round.
+    pub local_steps: usize,
     /// Format of the frozen weights.
     pub base_format: BaseFormat,
     /// Whether the inside of the adapted layers was computed again in the backward pass.
@@ -171,6 +173,7 @@ fn silo(state: &RunState, plan: &SiloPlan) -> SiloSummary {
         examples: state.profiles.get(&plan.silo).map_or(0, |profile| profile.examples),
         plan: PlanSummary {
             batch_size: plan.batch_size,
+            local_steps: plan.local_steps,
             base_format: plan.base_format,
             recompute: plan.recompute,
             ranks: plan.ranks.clone(),
@@ -288,6 +291,7 @@ mod tests {
         }
         for path in [
             "plan/batch_size",
+            "plan/local_steps",
             "plan/base_format",
             "plan/recompute",
             "plan/ranks",

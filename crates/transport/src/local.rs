@@ -211,7 +211,7 @@ struct Worker {
 }
 
 enum Message<T> {
-    Event(Event),
+    Event(Box<Event>),
     Done(Result<T, Failure>),
 }
 
@@ -230,7 +230,7 @@ impl<T> Forward<T> {
 
 impl<T: Send> Observer for Forward<T> {
     fn observe(&self, event: &Event) {
-        self.send(Message::Event(event.clone()));
+        self.send(Message::Event(Box::new(event.clone())));
     }
 }
 

@@ -43,6 +43,8 @@ mod tests {
             recompute: vec![false],
             ranks: vec![],
             batch_value: 0.1,
+            step_multiples: vec![1],
+            step_value: 0.1,
         };
         ProbeSettings { rank: 2, steps: 3, learning_rate: 1e-2, menu }
     }

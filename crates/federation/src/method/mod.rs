@@ -63,9 +63,9 @@ pub struct LocalTraining {
 }
 
 impl LocalTraining {
-    /// The learning rate in the next round of a run.
-    fn learning_rate(&self, state: &RunState) -> LearningRate {
-        let (steps, rounds) = (state.plan.local_steps, self.rounds as usize);
+    /// The learning rate in the next round of a run, of a silo that makes so many steps in each.
+    fn learning_rate(&self, state: &RunState, steps: usize) -> LearningRate {
+        let rounds = self.rounds as usize;
         LearningRate {
             peak: state.learning_rate,
             schedule: self.schedule,

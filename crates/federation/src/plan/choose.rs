@@ -1,8 +1,8 @@
-//! The choice for one silo: batch size, base format, recomputation and a rank for every candidate weight, under its
-//! budgets.
+//! The choice for one silo: batch size, steps of a round, base format, recomputation and a rank for every candidate weight,
+//! under its budgets.
 //!
-//! maximise  J = Σ_m I_m·u(r_m) − penalty(f) + β·log₂(b/b_min)/log₂(b_max/b_min)
-//! subject to memory(b, f, c, r) ≤ memory budget, time(b, f, c, r) ≤ time budget and data(r) ≤ data budget,
+//! maximise  J = Σ_m I_m·u(r_m) − penalty(f) + β·log₂(b/b_min)/log₂(b_max/b_min) + σ·log₂(k/k_min)
+//! subject to memory(b, f, c, r) ≤ memory budget, time(b, k, f, c, r) ≤ time budget and data(r) ≤ data budget,
 //!
 //! with I_m the importance of weight m and u(r) = r/(r + r₀) of [`rank_value`]: concave, 0 for a frozen weight and below 1 for
 //! any rank. The objective and its constants are this project's own choice: arXiv 2404.06448 states the
@@ -27,11 +27,18 @@ use std::collections::BTreeMap;
 /// rounds a batch was measured to be worth more than that (`docs/planner.md`), which the penalties of formats do not allow for.
 pub const BATCH_VALUE: f64 = 0.3;
 
+/// σ when nobody says otherwise. The project's own number, from what rounds of more steps were measured to be worth
+/// (`docs/planner.md`), on β's scale.
+pub const STEP_VALUE: f64 = 0.2;
+
 /// What a plan may choose from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Menu {
     /// Batch sizes in texts, ascending.
     pub batch_sizes: Vec<usize>,
+    /// How many times the federation's local steps a silo may make of the smallest batch in a round, ascending. Larger batches
+    /// are for the first of them.
+    pub step_multiples: Vec<usize>,
     /// Base formats.
     pub formats: Vec<BaseFormat>,
     /// Whether the inside of adapted layers may be computed again in the backward pass, or has to be, or both.
@@ -41,6 +48,8 @@ pub struct Menu {
     /// β: what the largest batch is worth over the smallest, on the scale where a rank without end on every weight is
     /// worth 1. A batch steadies the gradient; it does not add capacity.
     pub batch_value: f64,
+    /// σ: what twice the steps are worth, on the same scale.
+    pub step_value: f64,
 }
 
 impl Menu {
@@ -51,6 +60,17 @@ impl Menu {
             return 0.0;
         }
         self.batch_value * (batch_size as f64 / least as f64).log2() / (most as f64 / least as f64).log2()
+    }
+
+    /// The value of more steps: σ·log₂(k/k_min).
+    pub fn step_term(&self, step_multiple: usize) -> f64 {
+        let least = self.step_multiples.first().copied().unwrap_or(1);
+        self.step_value * (step_multiple as f64 / least as f64).log2()
+    }
+
+    /// The value of a frame, before any rank.
+    pub(super) fn frame_term(&self, frame: Frame) -> f64 {
+        self.batch_term(frame.batch_size) + self.step_term(frame.step_multiple) - format_penalty(frame.base_format)
     }
 }
 
@@ -101,7 +121,7 @@ pub struct SiloProblem<'a> {
 /// A silo's best choice.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
-    /// Batch, format and recomputation.
+    /// Batch, steps, format and recomputation.
     pub frame: Frame,
     /// Rank of every weight that trains.
     pub ranks: BTreeMap<WeightId, usize>,
@@ -164,7 +184,7 @@ impl<'a> SiloProblem<'a> {
     /// J of a choice.
     pub fn objective(&self, frame: Frame, ranks: &BTreeMap<WeightId, usize>) -> f64 {
         let value = ranks.iter().map(|(weight, &rank)| self.importance_of(weight) * rank_value(rank));
-        value.sum::<f64>() - format_penalty(frame.base_format) + self.menu.batch_term(frame.batch_size)
+        value.sum::<f64>() + self.menu.frame_term(frame)
     }
 
     /// The choice that these decisions make; `None` when the format was not measured.
@@ -191,18 +211,25 @@ impl<'a> SiloProblem<'a> {
         self.evaluate(frame, self.tuning.always.clone())
     }
 
-    /// Frames from the largest batch and the finest format down, keeping before computing again: the order in which ties
-    /// are broken.
+    /// Frames from the largest batch, the most steps and the finest format down, keeping before computing again: the order in
+    /// which ties are broken. More than the fewest steps are of the smallest batch, and go through the silo's texts once at most.
     pub(super) fn frames(&self) -> impl Iterator<Item = Frame> + use<'a> {
         let menu = self.menu;
         let least = menu.batch_sizes.first().copied().unwrap_or(1);
         let examples = usize::try_from(self.cost.profile.examples).unwrap_or(usize::MAX);
         let batches = menu.batch_sizes.iter().rev().filter(move |&&b| b <= examples.max(least));
-        batches.flat_map(move |&batch_size| {
+        let fewest = menu.step_multiples.first().copied().unwrap_or(1);
+        let once_through = examples / self.cost.local_steps.saturating_mul(least).max(1);
+        let pairs = batches.flat_map(move |&batch_size| {
+            let most = if batch_size == least { once_through.max(fewest) } else { fewest };
+            let multiples = menu.step_multiples.iter().rev().filter(move |&&multiple| multiple <= most);
+            multiples.map(move |&multiple| (batch_size, multiple))
+        });
+        pairs.flat_map(move |(batch_size, step_multiple)| {
             let formats = BaseFormat::ALL.into_iter().filter(move |format| menu.formats.contains(format));
             formats.flat_map(move |base_format| {
                 let recompute = [false, true].into_iter().filter(|choice| menu.recompute.contains(choice));
-                recompute.map(move |recompute| Frame { batch_size, base_format, recompute })
+                recompute.map(move |recompute| Frame { batch_size, step_multiple, base_format, recompute })
             })
         })
     }
@@ -212,7 +239,7 @@ impl<'a> SiloProblem<'a> {
     }
 }
 
-/// The best choice of all, ties going to the larger batch, then to more bits, then to keeping the activations, then to the
+/// The best choice of all, ties going to the larger batch, then to more steps, then to more bits, then to keeping the activations, then to the
 /// upper layers.
 ///
 /// # Errors

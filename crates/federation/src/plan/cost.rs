@@ -87,6 +87,8 @@ pub(crate) fn beside_values(model: &ModelSpec) -> [f64; 2] {
 pub struct Frame {
     /// Texts in a batch.
     pub batch_size: usize,
+    /// How many times the federation's local steps a round has.
+    pub step_multiple: usize,
     /// Format of the frozen weights.
     pub base_format: BaseFormat,
     /// Whether the backward pass computes the inside of the adapted layers again.
@@ -271,7 +273,7 @@ pub struct CostModel<'a> {
     pub profile: &'a SiloProfile,
     /// Largest rank of the merged adapter.
     pub server_rank: usize,
-    /// Optimizer steps of a round.
+    /// Optimizer steps of a round, of which a frame takes a multiple.
     pub local_steps: usize,
     /// Bytes that a value takes in the codec, `width`.
     pub value_bytes: f64,
@@ -280,17 +282,23 @@ pub struct CostModel<'a> {
 impl CostModel<'_> {
     /// Predicted memory and time of a round; `None` when the frame's format was not measured.
     pub fn round(&self, load: &AdapterLoad, frame: Frame) -> Option<(MemoryTerms, TimeTerms)> {
-        let Frame { batch_size, base_format: format, recompute } = frame;
+        let Frame { batch_size, base_format: format, recompute, .. } = frame;
         let lengths = &self.profile.lengths;
         let large_batch = lengths.large_batch(batch_size);
         let memory = memory(self.model, &self.profile.device, load, format, recompute, large_batch)?;
-        let tokens = (self.local_steps * batch_size) as f64 * lengths.mean;
-        let batches = RoundBatches { steps: self.local_steps, tokens, repeated: tokens * self.repeated(frame) };
+        let steps = self.steps(frame);
+        let tokens = (steps * batch_size) as f64 * lengths.mean;
+        let batches = RoundBatches { steps, tokens, repeated: tokens * self.repeated(frame) };
         let mut time = compute_time(self.model, self.profile, load, format, recompute, batches)?;
         let [down, up] = self.moved(load);
         time.upload = self.profile.transfer_s(up);
         time.download = self.profile.transfer_s(down);
         Some((memory, time))
+    }
+
+    /// Optimizer steps of a round in a frame.
+    pub(super) fn steps(&self, frame: Frame) -> usize {
+        self.local_steps * frame.step_multiple
     }
 
     /// χ of a plan.
@@ -299,7 +307,7 @@ impl CostModel<'_> {
         let examples = self.profile.examples as f64;
         let all_texts =
             examples * self.profile.lengths.mean * bytes.map_or(0.0, |bytes| bytes.layer_input_bytes_per_token);
-        let lookups = (self.local_steps * frame.batch_size) as f64;
+        let lookups = (self.steps(frame) * frame.batch_size) as f64;
         if all_texts > 0.0 && lookups > examples {
             (1.0 - examples / lookups) * (self.profile.cache_bytes as f64 / all_texts).min(1.0)
         } else {
@@ -392,7 +400,7 @@ mod tests {
             (load.layer_ranks.as_slice(), load.applied_ranks, load.applied_ranks_above),
             (&[0.0, 2.0][..], 4.0, 1.0)
         );
-        let frame = Frame { batch_size: 2, base_format: BaseFormat::F32, recompute: false };
+        let frame = Frame { batch_size: 2, step_multiple: 1, base_format: BaseFormat::F32, recompute: false };
         let (memory, time) = cost.round(&load, frame).unwrap();
         assert_eq!(
             memory,
@@ -428,7 +436,9 @@ mod tests {
         let (model, profile) = (toy_model(), toy_profile("a"));
         let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
         let load = cost.load(&[("layer.0.query".into(), 3), ("layer.1.query".into(), 2)].into());
-        let of = |base_format, recompute| cost.round(&load, Frame { batch_size: 2, base_format, recompute }).unwrap();
+        let of = |base_format, recompute| {
+            cost.round(&load, Frame { batch_size: 2, step_multiple: 1, base_format, recompute }).unwrap()
+        };
         for (format, input_bytes) in [(BaseFormat::F32, 10.0), (BaseFormat::Nf4, 5.0)] {
             let ((kept, time), (again, longer)) = (of(format, false), of(format, true));
             assert_eq!(kept.activations, 20.0 * (2.0 * 100.0 + 5.0));
@@ -449,7 +459,7 @@ mod tests {
         let terms = |cache_bytes: u64, ranks: &BTreeMap<WeightId, usize>| {
             let profile = SiloProfile { examples: 5, cache_bytes, ..toy_profile("a") };
             let cost = CostModel { model: &model, profile: &profile, server_rank: 3, local_steps: 5, value_bytes: 4.0 };
-            let frame = Frame { batch_size: 2, base_format: BaseFormat::F32, recompute: false };
+            let frame = Frame { batch_size: 2, step_multiple: 1, base_format: BaseFormat::F32, recompute: false };
             cost.round(&cost.load(ranks), frame).unwrap()
         };
         let upper = [("layer.1.query".into(), 2)].into();
@@ -474,7 +484,7 @@ mod tests {
         let of = |recompute| {
             cost.round(
                 &AdapterLoad::head_only(&model),
-                Frame { batch_size: 2, base_format: BaseFormat::F32, recompute },
+                Frame { batch_size: 2, step_multiple: 1, base_format: BaseFormat::F32, recompute },
             )
         };
         assert_eq!(of(true), of(false));

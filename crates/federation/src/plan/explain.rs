@@ -1,7 +1,7 @@
 //! Plans in words and tables. Pure functions: who prints them decides where.
 
 use super::choose::{Choice, Found, Search, SiloProblem, best, format_penalty};
-use super::{DEADLINE_SHARE, Frame, MEMORY_SHARE, MIB};
+use super::{CostModel, DEADLINE_SHARE, Frame, MEMORY_SHARE, MIB};
 use fedpipe_core::{ModelSpec, Optimality, Plan, SiloId, SiloPlan, SiloProfile, WeightId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +15,8 @@ pub(super) struct PlanRow {
     pub silo: SiloId,
     /// Texts in a batch.
     pub batch_size: usize,
+    /// Optimizer steps in a round.
+    pub local_steps: usize,
     /// Name of the base format.
     pub base_format: &'static str,
     /// What becomes of activations until the backward pass.
@@ -36,6 +38,7 @@ pub(super) fn rows(plan: &Plan, model: &ModelSpec, profiles: &BTreeMap<SiloId, S
     let row = |silo: &SiloPlan| PlanRow {
         silo: silo.silo.clone(),
         batch_size: silo.batch_size,
+        local_steps: silo.local_steps,
         base_format: silo.base_format.name(),
         activations: activations(silo.recompute),
         adapted: grouped_ranks(model, &silo.ranks),
@@ -93,8 +96,8 @@ pub(super) fn reasons(
     deadline_s: f64,
 ) -> Vec<String> {
     let (problem, chosen) = (search.problem, &found.best);
-    let mut reasons =
-        vec![format!("{}, {} weights adapted: objective {:.4}", framed(chosen), chosen.ranks.len(), chosen.objective)];
+    let (framed, weights) = (framed(&problem.cost, chosen), chosen.ranks.len());
+    let mut reasons = vec![format!("{framed}, {weights} weights adapted: objective {:.4}", chosen.objective)];
     let alone = if apart { None } else { search.best(&search.no_bonus(), |_| true) };
     let alone = alone.filter(|alone| alone.best.objective > chosen.objective + SAME);
     reasons.push(Binding::of(problem, chosen).told(problem, chosen, deadline_s));
@@ -122,10 +125,11 @@ fn decided(problem: &SiloProblem<'_>) -> Option<String> {
     (!said.is_empty()).then(|| format!("decided beforehand by {}", said.join(" and ")))
 }
 
-/// `batch 16 over nf8`.
-fn framed(choice: &Choice) -> String {
-    let Frame { batch_size, base_format, recompute } = choice.frame;
-    format!("batch {batch_size} over {base_format}{}", again(recompute))
+/// `20 steps of 16 texts over nf8`.
+fn framed(cost: &CostModel<'_>, choice: &Choice) -> String {
+    let Frame { batch_size, step_multiple: _, base_format, recompute } = choice.frame;
+    let steps = cost.steps(choice.frame);
+    format!("{steps} steps of {batch_size} texts over {base_format}{}", again(recompute))
 }
 
 /// `+6.0 % objective (+0.0601)`.
@@ -139,13 +143,14 @@ fn gained(objective: f64, before: f64) -> String {
     }
 }
 
-/// The best choices with another format, another batch and the other way with activations: the two of most worth, and
-/// where they lose.
+/// The best choices with another format, another batch, other steps and the other way with activations: the two of most
+/// worth, and where they lose.
 fn runners_up(search: &Search<'_, '_>, chosen: &Choice) -> Vec<String> {
     let frame = chosen.frame;
-    let differs: [(String, &dyn Fn(Frame) -> bool); 3] = [
+    let differs: [(String, &dyn Fn(Frame) -> bool); 4] = [
         ("another base format".into(), &|other| other.base_format != frame.base_format),
         ("another batch".into(), &|other| other.batch_size != frame.batch_size),
+        ("other steps".into(), &|other| other.step_multiple != frame.step_multiple),
         (format!("activations {}", activations(!frame.recompute)), &|other| other.recompute != frame.recompute),
     ];
     let mut others: Vec<(String, Choice)> = Vec::new();
@@ -160,7 +165,7 @@ fn runners_up(search: &Search<'_, '_>, chosen: &Choice) -> Vec<String> {
     let told = |(place, (what, other)): (&str, (String, Choice))| {
         format!(
             "{place}: {}, the best with {what}: objective {:.4}, {}",
-            framed(&other),
+            framed(&search.problem.cost, &other),
             other.objective,
             parts(search.problem, &other, chosen)
         )
@@ -171,9 +176,10 @@ fn runners_up(search: &Search<'_, '_>, chosen: &Choice) -> Vec<String> {
 /// Where an objective is above another, and where below.
 fn parts(problem: &SiloProblem<'_>, choice: &Choice, other: &Choice) -> String {
     let of = |choice: &Choice| {
-        let (batch, format) =
-            (problem.menu.batch_term(choice.frame.batch_size), -format_penalty(choice.frame.base_format));
-        [("ranks", choice.objective - batch - format), ("batch", batch), ("base format", format)]
+        let Frame { batch_size, step_multiple, base_format, recompute: _ } = choice.frame;
+        let (batch, steps) = (problem.menu.batch_term(batch_size), problem.menu.step_term(step_multiple));
+        let ranks = choice.objective - problem.menu.frame_term(choice.frame);
+        [("ranks", ranks), ("batch", batch), ("steps", steps), ("base format", -format_penalty(base_format))]
     };
     let differences = of(choice).into_iter().zip(of(other)).map(|((name, here), (_, there))| (name, here - there));
     let seen = differences.filter(|(_, difference)| difference.abs() >= 5e-5);
@@ -190,6 +196,9 @@ fn changes(model: &ModelSpec, before: &Choice, after: &Choice) -> String {
     let (was, is) = (before.frame, after.frame);
     if was.batch_size != is.batch_size {
         told.push(format!("batch {} → {}", was.batch_size, is.batch_size));
+    }
+    if was.step_multiple != is.step_multiple {
+        told.push(format!("{} → {} times the steps", was.step_multiple, is.step_multiple));
     }
     if was.base_format != is.base_format {
         told.push(format!("{} → {}", was.base_format, is.base_format));
@@ -373,7 +382,7 @@ impl Binding {
 }
 
 /// The choices one step up from `best`: the next rank on one weight of some importance; when all are at the top, the next
-/// batch size.
+/// batch size, and the next number of steps.
 fn next_larger(problem: &SiloProblem<'_>, best: &Choice) -> Vec<Choice> {
     let menu = problem.menu;
     let mut larger = Vec::new();
@@ -387,9 +396,13 @@ fn next_larger(problem: &SiloProblem<'_>, best: &Choice) -> Vec<Choice> {
         larger.extend(problem.evaluate(best.frame, ranks));
     }
     if larger.is_empty() {
-        let batches = problem.frames().map(|frame| frame.batch_size).filter(|&batch| batch > best.frame.batch_size);
-        let frame = batches.min().map(|batch_size| Frame { batch_size, ..best.frame });
-        larger.extend(frame.and_then(|frame| problem.evaluate(frame, best.ranks.clone())));
+        let now = best.frame;
+        let batch = problem.frames().map(|frame| frame.batch_size).filter(|&batch| batch > now.batch_size).min();
+        let multiple = problem.frames().map(|frame| frame.step_multiple).filter(|&k| k > now.step_multiple).min();
+        let batch = batch.map(|batch_size| Frame { batch_size, ..now });
+        let steps = multiple.map(|step_multiple| Frame { step_multiple, ..now });
+        let frames = batch.into_iter().chain(steps);
+        larger.extend(frames.filter_map(|frame| problem.evaluate(frame, best.ranks.clone())));
     }
     larger
 }
@@ -434,6 +447,7 @@ fn section(text: &mut String, row: &PlanRow, silo: &SiloPlan) {
         ("choice", ""),
         &[
             ("batch", row.batch_size.to_string()),
+            ("steps of a round", row.local_steps.to_string()),
             ("base format", row.base_format.to_string()),
             ("activations", row.activations.to_string()),
             ("adapted, kind and rank", row.adapted.join("; ")),

@@ -17,7 +17,8 @@ mod tuning;
 
 pub use again::again;
 pub use choose::{
-    BATCH_VALUE, Choice, Found, Menu, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty, rank_value,
+    BATCH_VALUE, Choice, Found, Menu, STEP_VALUE, ShadowPrices, Shortfall, SiloProblem, choose, format_penalty,
+    rank_value,
 };
 pub use cost::{AdapterLoad, CostModel, Frame, RoundBatches, compute_time, memory};
 pub use exact::in_solver;
@@ -77,7 +78,7 @@ pub struct PlanSettings {
     /// Largest rank of the merged adapter; none for that of the menu's with which the federation is expected to be soonest
     /// done, and no silo is then given a larger one.
     pub server_rank: Option<usize>,
-    /// Optimizer steps of a round.
+    /// Optimizer steps of a round, of which the menu has multiples.
     pub local_steps: usize,
     /// Share of the silos that takes part in a round.
     pub cohort_fraction: f64,
@@ -348,9 +349,10 @@ impl<'a> Enrolled<'a> {
 fn silo_plan(search: &Search<'_, '_>, found: Found, apart: bool, thorough: bool, deadline_s: f64) -> SiloPlan {
     let reasons = explain::reasons(search, &found, apart, thorough, deadline_s);
     let Choice { frame, ranks, memory, time, objective, data: _ } = found.best;
-    let Frame { batch_size, base_format, recompute } = frame;
-    let silo = search.problem.cost.profile.silo.clone();
-    SiloPlan { silo, batch_size, base_format, recompute, ranks, memory, time, objective, reasons }
+    let Frame { batch_size, step_multiple: _, base_format, recompute } = frame;
+    let cost = &search.problem.cost;
+    let (silo, local_steps) = (cost.profile.silo.clone(), cost.steps(frame));
+    SiloPlan { silo, batch_size, local_steps, base_format, recompute, ranks, memory, time, objective, reasons }
 }
 
 /// A silo with the weights as they matter to it.
@@ -419,12 +421,16 @@ fn check(settings: &PlanSettings, importance: &Importance<'_>) -> Result<(), Pla
     let menu = &settings.menu;
     let fault = if menu.batch_sizes.is_empty() {
         "batch_sizes is empty"
+    } else if menu.step_multiples.is_empty() {
+        "step_multiples is empty"
     } else if menu.formats.is_empty() {
         "formats is empty"
     } else if menu.recompute.is_empty() {
         "recompute is empty"
     } else if !ascending(&menu.batch_sizes) {
         "batch_sizes must be positive and ascending"
+    } else if !ascending(&menu.step_multiples) {
+        "step_multiples must be positive and ascending"
     } else if !ascending(&menu.ranks) {
         "ranks must be positive and ascending; rank 0 is always allowed"
     } else if settings.local_steps == 0 {

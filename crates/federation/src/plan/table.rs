@@ -5,7 +5,7 @@
 //! weights, but for one term of recomputation. Costs of a rank hang on the frame and on the shape of the weight alone, so
 //! a frame keeps them once for every shape.
 
-use super::choose::{SiloProblem, format_penalty, rank_value};
+use super::choose::{SiloProblem, rank_value};
 use super::cost::{AdapterLoad, Frame, capped};
 use fedpipe_core::{ModelSpec, WeightId};
 use std::collections::BTreeMap;
@@ -155,7 +155,7 @@ impl FrameTable {
             });
             costs.push(raised.collect::<Option<Vec<Cost>>>()?);
         }
-        let value = problem.menu.batch_term(frame.batch_size) - format_penalty(frame.base_format);
+        let value = problem.menu.frame_term(frame);
         Some(Self { frame, value, room, bytes_per_largest_rank, costs })
     }
 
@@ -183,7 +183,8 @@ impl Weights {
 #[cfg(test)]
 impl FrameTable {
     pub(super) fn from_parts(value: f64, bytes_per_largest_rank: f64, costs: Vec<Vec<Cost>>) -> Self {
-        let frame = Frame { batch_size: 1, base_format: fedpipe_core::BaseFormat::F32, recompute: false };
+        let frame =
+            Frame { batch_size: 1, step_multiple: 1, base_format: fedpipe_core::BaseFormat::F32, recompute: false };
         Self { frame, value, room: vec![], bytes_per_largest_rank, costs }
     }
 }

@@ -19,6 +19,8 @@ pub(super) fn settings(deadline: Deadline) -> PlanSettings {
         recompute: vec![false],
         ranks: vec![1, 2, 4],
         batch_value: 0.1,
+        step_multiples: vec![1],
+        step_value: 0.1,
     };
     let tuning = TuningPatterns::default();
     let server_rank = Some(4);
@@ -95,7 +97,7 @@ fn a_silo_with_little_memory_computes_again_for_a_larger_batch_or_rank_when_time
     assert!(!kept.recompute && kept.batch_size == 4 && kept.ranks.len() == 2, "{kept:?}");
     assert!(chosen.recompute && chosen.batch_size == 8 && chosen.ranks.len() == 2, "{chosen:?}");
     assert!(chosen.reasons[0].contains("with activations computed again"), "{:?}", chosen.reasons);
-    let kept_instead = "batch 4 over f32, the best with another batch and with activations kept";
+    let kept_instead = "5 steps of 4 texts over f32, the best with another batch and with activations kept";
     assert!(chosen.reasons.iter().any(|reason| reason.contains(kept_instead)), "{:?}", chosen.reasons);
     // Just enough time for what is kept: the larger batch would be late, so nothing is computed again.
     let tight = of(&[false, true], &[2, 4, 8], kept.time.total() / DEADLINE_SHARE * (1.0 + 1e-6));
@@ -108,6 +110,37 @@ fn a_silo_with_little_memory_computes_again_for_a_larger_batch_or_rank_when_time
     assert!(!tight.recompute && tight.objective >= kept.objective, "{tight:?}");
     // And where nothing is gained by it, nothing is computed twice.
     assert!(!of(&[false, true], &[2], ample).recompute && of(&[true], &[2], ample).recompute);
+}
+
+/// Ranks are worth the same in all; twice the steps are worth 0.1, and the largest of three batches is. So four times the steps
+/// of the smallest batch (0.2) are before the largest batch (0.1), but not where they would go through the texts more than
+/// once: 5 · 4 steps of 2 texts are 40.
+#[test]
+fn a_silo_with_time_makes_more_steps_of_the_smallest_batch_once_through_its_texts_at_most() {
+    let of = |examples: u64, step_multiples: &[usize], deadline_s: f64| {
+        let mut settings = settings(Deadline::Seconds(deadline_s));
+        settings.menu.step_multiples = step_multiples.to_vec();
+        let silo = SiloProfile { examples, ..silo("a", 10, 1.0) };
+        let plan = plan(&toy_model(), &profiles([silo]), &importance([0.5, 0.5]), &settings).unwrap();
+        assert_eq!(plan.local_steps, 5);
+        plan.silos[&"a".into()].clone()
+    };
+    let many = of(40, &[1, 2, 4], 1e6);
+    assert_eq!((many.batch_size, many.local_steps), (2, 20));
+    assert!((many.objective - 0.8 - 0.2).abs() < 1e-9, "{}", many.objective);
+    assert_eq!(many.reasons[0], "20 steps of 2 texts over f32, 2 weights adapted: objective 1.0000");
+    assert!(many.reasons.iter().any(|reason| reason.contains("with other steps")), "{:?}", many.reasons);
+    // The fewest steps are taken however few the texts are.
+    for (examples, multiples) in [(39, &[1, 4][..]), (40, &[1]), (5, &[1, 2])] {
+        assert_eq!(of(examples, multiples, 1e6).local_steps, 5, "{examples} texts");
+    }
+    // 5 steps of 8 texts are as many tokens as 20 of 2, and 15 steps' overhead of 10 ms less.
+    let large = of(40, &[1], 1e6);
+    assert_eq!((large.batch_size, large.memory.total() > many.memory.total()), (8, true));
+    assert!((many.time.total() - large.time.total() - 0.15).abs() < 1e-9);
+    let less = many.time.total() * (1.0 - 1e-6) / DEADLINE_SHARE;
+    let in_time = of(40, &[1, 2, 4], less);
+    assert!(in_time.time.total() < many.time.total() && in_time.objective < many.objective, "{in_time:?}");
 }
 
 #[test]
@@ -141,12 +174,13 @@ fn an_impossible_deadline_says_by_how_much_and_auto_raises_it() {
 }
 
 /// Against deadlines all over the range, each planned for as if it were given: the rounds that a silo's plan needs are worked
-/// out here from its ranks and its batch, and none may bring the federation sooner to a target.
+/// out here from its ranks, its batch and its steps, and none may bring the federation sooner to a target.
 #[test]
 fn the_automatic_deadline_is_that_with_which_the_federation_is_soonest_done() {
     let all = profiles([silo("fast", 10, 4.0), silo("mid", 10, 1.0), silo("slow", 10, 0.5)]);
     let mut settings = settings(Deadline::Auto);
     settings.coverage = 0;
+    settings.menu.step_multiples = vec![1, 2, 3, 4];
     let of = |deadline| {
         let settings = PlanSettings { deadline, ..settings.clone() };
         plan(&toy_model(), &all, &importance([0.5, 0.5]), &settings)
@@ -154,9 +188,11 @@ fn the_automatic_deadline_is_that_with_which_the_federation_is_soonest_done() {
     let needed = |plan: &Plan| {
         let rounds = |silo: &SiloPlan| {
             let trained: f64 = silo.ranks.values().map(|&rank| 0.5 * rank_value(rank)).sum();
-            (1.0 + 8.0 / silo.batch_size as f64) / (0.1 + 0.9 * trained) / 3.0
+            (silo.local_steps as f64 / 5.0).powf(-0.85) / (0.1 + 0.9 * trained) / 3.0
         };
-        plan.deadline_s * plan.silos.values().map(rounds).sum::<f64>()
+        // The silos hold as many texts each.
+        let noise = plan.silos.values().map(|silo| 8.0 / 9.0 / silo.batch_size as f64).sum::<f64>();
+        plan.deadline_s * (1.0 + noise) * plan.silos.values().map(rounds).sum::<f64>()
     };
     let auto = of(Deadline::Auto).unwrap();
     let least = needed(&auto);
@@ -164,9 +200,9 @@ fn the_automatic_deadline_is_that_with_which_the_federation_is_soonest_done() {
     for step in 0..60 {
         let Ok(given) = of(Deadline::Seconds(0.2 * 1.1f64.powi(step))) else { continue };
         compared += 1;
-        // Eighteen deadlines are compared, so one between two of them may be a little better.
+        // Eighteen deadlines are compared, so one between two of them may be better where a silo just then makes more steps.
         assert!(
-            least <= 1.1 * needed(&given),
+            least <= 1.2 * needed(&given),
             "{}: {least}, {} at {}",
             auto.deadline_s,
             needed(&given),
@@ -262,6 +298,7 @@ Objective of all silos together 0.9000, at most 0.00 % below the best there can 
 | choice |  |
 |---|---:|
 | batch | 8 |
+| steps of a round | 5 |
 | base format | f32 |
 | activations | kept |
 | adapted, kind and rank | layers 0–1: query 4 |
@@ -288,11 +325,11 @@ Objective of all silos together 0.9000, at most 0.00 % below the best there can 
 | upload | 0.01 |
 | **predicted in all** | 12.07 |
 
-- batch 8 over f32, 2 weights adapted: objective 0.9000
+- 5 steps of 8 texts over f32, 2 weights adapted: objective 0.9000
 - no budget binds, there is nothing larger to choose: 0.0 of 0.9 MiB used, 97.3 % left (95 % of its memory); 12.1 of 90.0 s used, 86.6 % left (90 % of \
 the deadline of 100.0 s)
-- runner-up: batch 8 over nf4, the best with another base format: objective 0.8700, base format -0.0300
-- second runner-up: batch 4 over f32, the best with another batch: objective 0.8500, batch -0.0500
+- runner-up: 5 steps of 8 texts over nf4, the best with another base format: objective 0.8700, base format -0.0300
+- second runner-up: 5 steps of 4 texts over f32, the best with another batch: objective 0.8500, batch -0.0500
 ";
     assert_eq!(text, expected);
 }

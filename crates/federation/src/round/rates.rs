@@ -41,9 +41,9 @@ impl Engine<'_> {
             reasons: String::new(),
         };
         let mut rivals: Vec<Rival> = LEARNING_RATES.into_iter().map(rival).collect();
-        for steps in [round.div_ceil(2), round] {
+        for part in [2, 1] {
             for rival in &mut rivals {
-                self.rung(rival, steps, &silos, &mut state)?;
+                self.rung(rival, part, &silos, &mut state)?;
                 if self.stop.requested() {
                     return Ok(Progress::Stopped);
                 }
@@ -66,15 +66,16 @@ impl Engine<'_> {
         Ok(Progress::Done(state))
     }
 
-    /// Trains a rival for so many steps in every silo, merges, and notes how it did; what it took goes to the run.
-    fn rung(&self, rival: &mut Rival, steps: usize, silos: &[SiloId], run: &mut RunState) -> Result<(), RoundError> {
+    /// Trains a rival for a round's steps over `part` in every silo, merges, and notes how it did; what it took goes to the
+    /// run.
+    fn rung(&self, rival: &mut Rival, part: usize, silos: &[SiloId], run: &mut RunState) -> Result<(), RoundError> {
         let learning_rate = rival.state.learning_rate;
-        rival.state.plan.local_steps = steps;
         let mut tasks = self.method.tasks(&rival.state, silos);
         for task in &mut tasks {
             task.round = 0;
             if let Work::Train(work) = &mut task.work {
                 work.learning_rate = LearningRate::constant(learning_rate);
+                work.steps = work.steps.div_ceil(part);
             }
         }
         let limit = self.settings.max_update_norm;
@@ -118,6 +119,7 @@ impl Engine<'_> {
         }
         rival.state.round += 1;
         let loss = Some(rival.standing.1).filter(|loss| loss.is_finite());
+        let steps = run.plan.local_steps.div_ceil(part);
         self.observer.observe(&Event::LearningRateTried { learning_rate, steps, loss });
         Ok(())
     }

@@ -121,6 +121,8 @@ fn menu() -> Menu {
         recompute: vec![false],
         ranks: vec![1, 2],
         batch_value: 0.1,
+        step_multiples: vec![1],
+        step_value: 0.1,
     }
 }
 

@@ -358,6 +358,8 @@ impl Serialize for TargetModules {
 pub struct PlanConfig {
     /// Batch sizes that the planner may choose from.
     pub batch_sizes: Vec<usize>,
+    /// How many times `training.local_steps` the planner may let a silo make in a round, of the smallest batch.
+    pub step_multiples: Vec<usize>,
     /// Formats of the frozen weights that the planner may choose from.
     pub base_formats: Vec<BaseFormat>,
     /// How many silos should train each of the weights that hold half of all importance.

@@ -216,6 +216,7 @@ fn target_modules(section: &mut Section<'_>) -> TargetModules {
 fn plan(mut section: Section<'_>) -> PlanConfig {
     const FORMATS: &str = "base_formats";
     let batch_sizes = section.counts("batch_sizes", &[4, 8, 16, 32], 1..=MAX_BATCH);
+    let step_multiples = section.counts("step_multiples", &[1, 2, 3, 4, 6, 8], 1..=1000);
     let base_formats = match section.list::<String>(FORMATS) {
         None => BaseFormat::ALL.to_vec(),
         Some(items) => {
@@ -231,7 +232,7 @@ fn plan(mut section: Section<'_>) -> PlanConfig {
     let own_importance = section.number("own_importance", 0.0, 0.0..=1.0);
     let (always_tune, never_tune) = (section.strings("always_tune"), section.strings("never_tune"));
     section.finish();
-    PlanConfig { batch_sizes, base_formats, coverage, own_importance, always_tune, never_tune }
+    PlanConfig { batch_sizes, step_multiples, base_formats, coverage, own_importance, always_tune, never_tune }
 }
 
 fn probe(mut section: Section<'_>) -> ProbeConfig {

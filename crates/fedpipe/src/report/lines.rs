@@ -94,7 +94,9 @@ fn enrolled(profile: &SiloProfile) -> String {
 
 fn replanned(round: u32, silo: &SiloId, reason: &str, plan: &SiloPlan) -> String {
     format!(
-        "silo {silo} is planned again after round {round}: {reason}; now batch {} over {}, {} weights adapted, {} a round",
+        "silo {silo} is planned again after round {round}: {reason}; now {} steps of {} texts over {}, {} weights adapted, {} a \
+         round",
+        plan.local_steps,
         plan.batch_size,
         plan.base_format,
         plan.ranks.len(),

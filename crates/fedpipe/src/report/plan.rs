@@ -80,6 +80,7 @@ pub fn difference(now: &Plan, then: &Plan) -> String {
         "silo",
         "objective",
         "batch",
+        "steps",
         "base",
         "recompute",
         "weights",
@@ -93,7 +94,8 @@ pub fn difference(now: &Plan, then: &Plan) -> String {
     let mut same = Vec::new();
     for (before, after) in now.silos.values().filter_map(|silo| Some((silo, then.silos.get(&silo.silo)?))) {
         let cell = |of: &dyn Fn(&SiloPlan) -> String| changed(of(before), of(after));
-        let alike = |plan: &SiloPlan| (plan.batch_size, plan.base_format, plan.recompute, plan.ranks.clone());
+        let alike =
+            |plan: &SiloPlan| (plan.batch_size, plan.local_steps, plan.base_format, plan.recompute, plan.ranks.clone());
         if alike(before) == alike(after) {
             same.push(before.silo.as_str());
             continue;
@@ -102,6 +104,7 @@ pub fn difference(now: &Plan, then: &Plan) -> String {
             before.silo.to_string(),
             cell(&|plan| format!("{:.4}", plan.objective)),
             cell(&|plan| plan.batch_size.to_string()),
+            cell(&|plan| plan.local_steps.to_string()),
             cell(&|plan| plan.base_format.to_string()),
             cell(&|plan| if plan.recompute { "yes" } else { "no" }.to_string()),
             cell(&|plan| plan.ranks.len().to_string()),
@@ -134,13 +137,14 @@ fn deadline(plan: &Plan) -> String {
 /// What each silo was given, a row a silo.
 fn choices(plan: &Plan) -> Table {
     let mut table = Table::new();
-    table.load_style(TERMINAL).set_header(["silo", "weights", "ranks", "batch", "base", "recompute"]);
+    table.load_style(TERMINAL).set_header(["silo", "weights", "ranks", "batch", "steps", "base", "recompute"]);
     for silo in plan.silos.values() {
         table.add_row([
             silo.silo.to_string(),
             silo.ranks.len().to_string(),
             span(silo.ranks.values()),
             silo.batch_size.to_string(),
+            silo.local_steps.to_string(),
             silo.base_format.to_string(),
             if silo.recompute { "yes" } else { "no" }.to_string(),
         ]);

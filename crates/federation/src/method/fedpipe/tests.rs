@@ -23,6 +23,7 @@ fn plan(silo: &str, ranks: &[(&str, usize)]) -> SiloPlan {
     SiloPlan {
         silo: silo.into(),
         batch_size: 2,
+        local_steps: 5,
         base_format: BaseFormat::Bf16,
         recompute: true,
         ranks: ranks.iter().map(|&(weight, rank)| (weight.into(), rank)).collect(),
@@ -126,7 +127,9 @@ fn assert_diagonal(factors: &LowRank, expected: [f32; 4]) {
 
 #[test]
 fn a_silo_trains_the_strongest_components_and_applies_the_rest() {
-    let tasks = method(&Product).tasks(&state(), &["a".into(), "b".into(), "c".into()]);
+    let mut state = state();
+    state.plan.silos.get_mut(&SiloId::from("b")).unwrap().local_steps = 10;
+    let tasks = method(&Product).tasks(&state, &["a".into(), "b".into(), "c".into()]);
     let (a, b, c) = (work(&tasks[0]), work(&tasks[1]), work(&tasks[2]));
     assert_eq!(a.adapter.factors[&UPPER.into()], diagonal(&[3.0, 2.0, 1.0]).components(0..2));
     assert_eq!(a.fixed, [(UPPER.into(), diagonal(&[3.0, 2.0, 1.0]).components(2..3))].into());
@@ -138,11 +141,14 @@ fn a_silo_trains_the_strongest_components_and_applies_the_rest() {
     assert!(b.fixed.is_empty());
     // c trains the head alone and still applies the federation's model.
     assert!(c.adapter.factors.is_empty());
-    assert_eq!(c.fixed, state().adapter.factors);
+    assert_eq!(c.fixed, state.adapter.factors);
     assert_eq!((a.batch_size, a.steps, a.base_format), (2, 5, BaseFormat::Bf16));
     // Round 2 of 4, after a quarter of warm-up.
     let rate = LearningRate { peak: 0.8, schedule: Schedule::Linear, warmup_steps: 5, total_steps: 20, first_step: 5 };
     assert_eq!(a.learning_rate, rate);
+    // Twice the steps a round: as far down the schedule.
+    assert_eq!(b.steps, 10);
+    assert_eq!(b.learning_rate, LearningRate { warmup_steps: 10, total_steps: 40, first_step: 10, ..rate });
 }
 
 #[test]

@@ -24,14 +24,14 @@ fn told(silos: &[(&str, usize, f64)], importance: [f64; 2], settings: &PlanSetti
 #[test]
 fn memory_that_binds_is_told_with_what_more_of_it_brings_and_what_was_passed_over() {
     let told = told(&[("a", 700, 1.0)], [0.03, 0.97], &settings(1e6, 1));
-    assert_eq!(told[0][0], "batch 8 over f32, 1 weights adapted: objective 0.8760");
+    assert_eq!(told[0][0], "5 steps of 8 texts over f32, 1 weights adapted: objective 0.8760");
     assert!(told[0][1].starts_with("memory binds: "), "{told:?}");
     assert_eq!(
         told[0][2..],
         [
             "+1 MiB: +2.7 % objective (+0.0240), r 0 → 4 on layer 0",
-            "runner-up: batch 4 over f32, the best with another batch: objective 0.8500, ranks +0.0240, batch -0.0500",
-            "second runner-up: batch 8 over nf4, the best with another base format: objective 0.8460, base format -0.0300",
+            "runner-up: 5 steps of 4 texts over f32, the best with another batch: objective 0.8500, ranks +0.0240, batch -0.0500",
+            "second runner-up: 5 steps of 8 texts over nf4, the best with another base format: objective 0.8460, base format -0.0300",
         ]
     );
 }
@@ -85,7 +85,7 @@ fn changes_of_ranks_are_told_by_layers_and_kinds() {
     let choice = |batch_size, base_format, recompute, rank: &dyn Fn(&CandidateWeight) -> usize| {
         let ranks = model.candidates.iter().map(|candidate| (candidate.id.clone(), rank(candidate)));
         Choice {
-            frame: Frame { batch_size, base_format, recompute },
+            frame: Frame { batch_size, step_multiple: 1, base_format, recompute },
             ranks: ranks.filter(|(_, rank)| *rank > 0).collect(),
             memory: MemoryTerms::default(),
             time: TimeTerms::default(),

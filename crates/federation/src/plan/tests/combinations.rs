@@ -57,6 +57,7 @@ fn the_choice_is_the_optimum_or_near_it() {
     let model = model(2, 2);
     let menu = Menu {
         batch_sizes: vec![1, 2, 4],
+        step_multiples: vec![1, 2],
         recompute: vec![false, true],
         ranks: vec![1, 2, 4, 8],
         ..settings(Deadline::Auto).menu

@@ -18,7 +18,7 @@ pub fn table(state: &RunState, summary: &Summary) -> Markup {
         table {
             thead {
                 tr {
-                    th colspan="6" {}
+                    th colspan="7" {}
                     th class="group" colspan="4" { "memory, MiB" }
                     th class="group" colspan="3" { "step, s" }
                     th class="group" colspan="3" { "round, s" }
@@ -27,7 +27,7 @@ pub fn table(state: &RunState, summary: &Summary) -> Markup {
                     @if cached { th {} }
                 }
                 tr {
-                    th { "silo" } th class="n" { "examples" } th class="n" { "batch" } th { "base" } th { "recompute" } th class="n" { "weights" }
+                    th { "silo" } th class="n" { "examples" } th class="n" { "batch" } th class="n" { "steps" } th { "base" } th { "recompute" } th class="n" { "weights" }
                     th class="n" { "allowed" }
                     @for _ in 0..3 { th class="n" { "predicted" } th class="n" { "measured" } th class="n" { "ratio" } }
                     @if paced { th class="n" { "slowness" } }
@@ -42,6 +42,7 @@ pub fn table(state: &RunState, summary: &Summary) -> Markup {
                         td { b { (id) } }
                         td class="n" { (count(silo.examples)) }
                         td class="n" { (silo.plan.batch_size) }
+                        td class="n" { (silo.plan.local_steps) }
                         td { (silo.plan.base_format) }
                         td { (if silo.plan.recompute { "yes" } else { "no" }) }
                         td class="n" { (silo.plan.ranks.len()) }
@@ -100,6 +101,7 @@ pub fn card(report: &Report<'_>, id: &SiloId) -> Markup {
                 }
                 div class="facts" {
                     span { "batch " b { (plan.batch_size) } }
+                    span { "steps of a round " b { (plan.local_steps) } }
                     span { "base " b { (plan.base_format) } }
                     @if plan.recompute { span { "activations computed again" } }
                     span { "sent " b { (bytes(sum(|silo| silo.bytes_up))) } }
