@@ -42,7 +42,7 @@ pub enum Event {
     LearningRateTried {
         /// The rate.
         learning_rate: f64,
-        /// Steps of each silo.
+        /// Steps of the silos that make the fewest.
         steps: usize,
         /// Mean loss of the silos by examples; none when nobody delivered or the updates do not merge.
         loss: Option<f64>,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Version of [`RunState`] in checkpoints.
-pub const RUN_STATE_VERSION: u32 = 4;
+pub const RUN_STATE_VERSION: u32 = 5;
 
 /// Quality of the federation's model on held-out examples.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
