@@ -65,6 +65,11 @@ fn products_match_f64_at_the_edges_of_tiles_and_blocks() {
         check(rows, columns, tokens, 7);
         check(columns, rows, tokens, 8);
     }
+    // Right sides that are copied while they are read: several blocks deep, for few rows and for many.
+    let plain = &weights(1100, 41, 9)[0];
+    for path in paths() {
+        [20, 130].into_iter().for_each(|tokens| check_backward(plain, tokens, path, 10));
+    }
 }
 
 #[test]
@@ -121,6 +126,29 @@ fn a_token_s_result_does_not_depend_on_the_batch() {
                         let same = &together[(part.start - whole.start) * rows..(part.end - whole.start) * rows];
                         assert!(product(part.clone()) == same, "{} on {path}: tokens {part:?}", weight.name);
                     }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_token_s_gradient_does_not_depend_on_the_batch() {
+    let (rows, columns, tokens) = (600, 70, 140);
+    for weight in weights(rows, columns, 23) {
+        let dy = uniform(24, tokens * rows);
+        for path in paths() {
+            path.scope(|| {
+                let product = |tokens: std::ops::Range<usize>| {
+                    let mut dx = vec![0.0; tokens.len() * columns];
+                    let dy = &dy[tokens.start * rows..tokens.end * rows];
+                    weight.matrix.product_transposed(dy, tokens.len(), &mut dx);
+                    dx
+                };
+                let together = product(0..tokens);
+                for part in [0..1, 3..9, 10..50, 11..140] {
+                    let same = &together[part.start * columns..part.end * columns];
+                    assert!(product(part.clone()) == same, "{} on {path}: tokens {part:?}", weight.name);
                 }
             });
         }
