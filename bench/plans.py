@@ -52,7 +52,7 @@ UNIFORM = [
     for below in range(6)
 ]
 # How many of those that fit are raced: the soonest to a target by the planner's own reckoning.
-RACED = 2
+RACED = 3
 # The lengths of their runs. The learning rate falls to 0 over the whole of a run, so a short run gets sooner to where it can
 # get: they are run at two lengths, and the sooner counts.
 UNIFORM_LENGTHS_S = [LENGTH_S, 45.0]
