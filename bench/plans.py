@@ -51,8 +51,8 @@ UNIFORM = [
     for base in ("bf16", "nf4") for batch in (4, 8, 16, 32) for steps in (10, 20, 40) for rank in (2, 4, 8)
     for below in range(6)
 ]
-# How many of those that fit are raced: the soonest to a target by the planner's own reckoning.
-RACED = 3
+# How many of those that fit are raced: the soonest to a target by the planner's own reckoning, each of another number of steps.
+RACED = 2
 # The lengths of their runs. The learning rate falls to 0 over the whole of a run, so a short run gets sooner to where it can
 # get: they are run at two lengths, and the sooner counts.
 UNIFORM_LENGTHS_S = [LENGTH_S, 45.0]
@@ -306,8 +306,10 @@ def uniform(options):
     within_deadline = [row for row in fitting if row[1] <= deadline_s]
     print(f"deadline {deadline_s:.2f} s; of {len(UNIFORM)} single settings {len(fitting)} fit every silo's memory, "
           f"{len(within_deadline)} the deadline, too", file=sys.stderr)
-    settings = {}
-    for setting, pace in within_deadline[:RACED]:
+    settings, of_steps = {}, {}
+    for setting, pace in within_deadline:
+        of_steps.setdefault(setting["s"], (setting, pace))
+    for setting, pace in list(of_steps.values())[:RACED]:
         where = f"layers {setting['below']} to 5" if setting["below"] else "all layers"
         name = f"{setting['f']}, {setting['s']} steps of {setting['b']}, rank {setting['r']}, {where}, rounds of {pace:.2f} s"
         settings[name] = (slug(name), fixed(setting, LAYERS), UNIFORM_LENGTHS_S)
