@@ -188,18 +188,22 @@ fn lower_rate(best: f64) -> f64 {
     LEARNING_RATES.into_iter().rev().find(|&rate| rate < best).unwrap_or(LOWEST_RATE)
 }
 
-/// The learning rate, by those that went through a round of so many steps: each with its loss, the best first. None where
-/// no loss is a number.
+/// The learning rate, by those that went through a round of so many steps: each with its loss, the best first. It is the best
+/// where a higher one went through that round, too, and lost; else nobody knows how near it is to those at which whole runs
+/// diverge, and it is the next lower one. None where no loss is a number.
 pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<(f64, Chosen)> {
     let &(best, loss) = tried.first().filter(|(_, loss)| loss.is_finite())?;
+    let higher_lost = tried.iter().any(|&(rate, loss)| rate > best && loss.is_finite());
     let next = tried.get(1).map(|(rate, loss)| format!(" ({loss:.3} at {rate}, the next best)"));
+    let (rate, which) = match higher_lost {
+        true => (best, "it".to_string()),
+        false => (lower_rate(best), format!("the next below {best}, which")),
+    };
     let reason = format!(
-        "the next below {best}, which has the least loss in a round of {steps} steps after half a round and a merge, {loss:.3}{}; \
-         tried: {}",
+        "{which} has the least loss in a round of {steps} steps after half a round and a merge, {loss:.3}{}; tried: {}",
         next.unwrap_or_default(),
         rates()
     );
-    let rate = lower_rate(best);
     Some((rate, chosen(LEARNING_RATE, rate, reason)))
 }
 
@@ -219,6 +223,19 @@ mod tests {
     use crate::plan::{Deadline, Menu, TuningPatterns};
     use fedpipe_core::{BaseFormat, CandidateWeight};
     use fedpipe_testkit::{toy_model, toy_profile};
+
+    #[test]
+    fn the_rate_is_the_next_below_the_best_unless_a_higher_one_lost() {
+        let of = |tried: &[(f64, f64)]| learning_rate(tried, 20).map(|(rate, chosen)| (rate, chosen.reason));
+        let (rate, reason) = of(&[(1e-2, 0.5), (3e-3, 0.6)]).unwrap();
+        assert!(rate == 3e-3 && reason.starts_with("the next below 0.01, which has the least loss"), "{reason}");
+        let (rate, reason) = of(&[(3e-3, 0.5), (1e-2, 0.6)]).unwrap();
+        assert!(rate == 3e-3 && reason.starts_with("it has the least loss"), "{reason}");
+        // One that nobody trained at has not lost.
+        assert_eq!(of(&[(3e-3, 0.5), (1e-2, f64::INFINITY)]).unwrap().0, 1e-3);
+        assert_eq!(of(&[(3e-4, 0.5)]).unwrap().0, LOWEST_RATE);
+        assert_eq!(of(&[(3e-3, f64::INFINITY)]), None);
+    }
 
     /// 20 texts of 1 to 20 tokens need 19 for 95 %; a silo of 100 tokens needs all of them.
     #[test]
