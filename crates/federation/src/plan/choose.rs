@@ -239,8 +239,8 @@ impl<'a> SiloProblem<'a> {
     }
 }
 
-/// The best choice of all, ties going to the larger batch, then to more steps, then to more bits, then to keeping the activations, then to the
-/// upper layers.
+/// The best choice of all, ties going to the larger batch, then to more steps, then to more bits, then to keeping the
+/// activations, then to the upper layers.
 ///
 /// # Errors
 /// When not even the smallest plan keeps the budgets, with what it would take: a head alone, or with the weights that have to

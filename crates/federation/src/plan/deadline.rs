@@ -3,9 +3,10 @@
 //! A longer round lets silos train more weights at higher ranks on larger batches, so fewer rounds are needed. What a silo's
 //! plan brings forward in a round is taken to be the part of the importance that it trains, Σ_m I_m·u(r_m), and a tenth for
 //! the head, which always trains. Silos' data differ, so what a silo holds is learnt from its own updates above all, in
-//! 1/progress_i rounds; where it makes k times the steps of a round, in 1/k^γ of them. The noise of small batches is the merged update's: it averages out over the silos of a round, and
-//! below a critical batch size B the steps to a target fall as 1 + B·Σ_i w_i²/b_i (McCandlish et al., arXiv 1812.06162, with
-//! the batch that these silos make together). B is not known before training; the largest batch of the menu stands for it.
+//! 1/progress_i rounds; where it makes k times the steps of a round, in 1/k^γ of them. The noise of small batches is the merged
+//! update's: it averages out over the silos of a round, and below a critical batch size B the steps to a target fall as
+//! 1 + B·Σ_i w_i²/b_i (McCandlish et al., arXiv 1812.06162, with the batch that these silos make together). B is not known
+//! before training; the largest batch of the menu stands for it.
 //! The time to a target over everybody's data is then in proportion to T·(1 + B·Σ_i w_i²/b_i)·Σ_i w_i/(progress_i·k_i^γ),
 //! each at its best within T. The deadlines between what the slowest silo needs for its smallest plan and what all need for their
 //! best are compared by it.
@@ -108,8 +109,8 @@ impl<'a> Sample<'a> {
         self.some.par_iter().map(of).collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// Rounds to a target with these plans, up to a factor: (1 + B·Σ w_i²/b_i)·Σ w_i/(progress_i·k_i^γ). Where some silos stand for all,
-    /// or not all take part in a round, the sum of the squares is that of as many silos like these as do.
+    /// Rounds to a target with these plans, up to a factor: (1 + B·Σ w_i²/b_i)·Σ w_i/(progress_i·k_i^γ). Where some silos stand
+    /// for all, or not all take part in a round, the sum of the squares is that of as many silos like these as do.
     fn rounds(&self, plans: &[Choice]) -> f64 {
         let examples = |view: &View<'_>| view.profile.examples.max(1) as f64;
         let all: f64 = self.some.iter().map(|(view, _)| examples(view)).sum();
