@@ -25,7 +25,7 @@ impl Engine<'_> {
     /// The state with the learning rate that the run should train at, by successive halving (Jamieson and Talwalkar,
     /// arXiv 1502.07943): all rates train half a round in every silo of the cohort and are merged, the better two go on from
     /// there for a whole round, and the run is given the better of these where the other one is higher, else the rate below it
-    /// ([`tune::learning_rate`]). The loss of a rung is that of batches before the step on each. The second one decides, since it
+    /// (`tune::learning_rate`). The loss of a rung is that of batches before the step on each. The second one decides, since it
     /// tells how the merged adapter does and goes on over as many steps as silos make on their own: a rate at which a few steps
     /// learn most may be one at which whole rounds cannot be merged. The rate below, because the one at which most is learnt at
     /// first is often one at which a whole run diverges. What the best one learnt stays. Silos that fail are counted against the
