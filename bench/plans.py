@@ -51,11 +51,12 @@ UNIFORM = [
     for base in ("bf16", "nf4") for batch in (4, 8, 16, 32) for steps in (10, 20, 40) for rank in (2, 4, 8)
     for below in range(6)
 ]
-# How many of those that fit are raced: the soonest to a target by the planner's own reckoning, each of another number of steps.
-RACED = 2
-# The lengths of their runs. The learning rate falls to 0 over the whole of a run, so a short run gets sooner to where it can
-# get: they are run at two lengths, and the sooner counts.
-UNIFORM_LENGTHS_S = [LENGTH_S, 45.0]
+# How many of those that fit are tried in one short run: the soonest to a target by the planner's own reckoning, each of another
+# number of steps or another depth. And how many of these are raced: those that got furthest.
+TRIED, RACED = 12, 4
+# The lengths of raced runs, FedPipe's and others. The learning rate falls to 0 over the whole of a run, so a short run gets
+# sooner to where it can get: the sooner counts.
+RACE_LENGTHS_S = [15.0, LENGTH_S, 45.0]
 # Of docs/planner.md: what the head brings forward, the rank of half the worth, the critical batch, and what k times the steps
 # of examples/r8.toml bring: k to this power.
 HEAD, HALF_RANK, CRITICAL_BATCH, STEP_POWER = 0.1, 1.0, 32, 0.85
@@ -275,6 +276,19 @@ def soonest_settings(options, importance):
     return [(setting, pace) for _, pace, setting in reckoned]
 
 
+def of_different_kinds(fitting, count):
+    """The first of every number of steps and lowest layer, as many as asked for."""
+    kinds = {}
+    for setting, pace in fitting:
+        kinds.setdefault((setting["s"], setting["below"]), (setting, pace))
+    return list(kinds.values())[:count]
+
+
+def described(setting, pace):
+    where = f"layers {setting['below']} to 5" if setting["below"] else "all layers"
+    return f"{setting['f']}, {setting['s']} steps of {setting['b']}, rank {setting['r']}, {where}, rounds of {pace:.2f} s"
+
+
 def compared(ours, others):
     """Lines that set FedPipe's plan beside the best of other settings, at every target."""
     lines = []
@@ -298,7 +312,7 @@ def uniform(options):
     # One deadline for all: the one that the planner chooses for the first seed.
     plan, _ = planned(options, "FedPipe's plan", [*EVENLY, f"federation.seed={options.seeds[0]}"])
     deadline_s = plan["deadline_s"]
-    rows = races(options, {OURS: ("fedpipe", [f"federation.deadline_s={deadline_s}"], [LENGTH_S])})
+    rows = races(options, {OURS: ("fedpipe", [f"federation.deadline_s={deadline_s}"], RACE_LENGTHS_S)})
     folder = options.runs / f"fedpipe-{LENGTH_S:.0f}s-seed{options.seeds[0]}"
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     importance = next(event["importance"] for event in events if event["event"] == "identified")
@@ -306,13 +320,15 @@ def uniform(options):
     within_deadline = [row for row in fitting if row[1] <= deadline_s]
     print(f"deadline {deadline_s:.2f} s; of {len(UNIFORM)} single settings {len(fitting)} fit every silo's memory, "
           f"{len(within_deadline)} the deadline, too", file=sys.stderr)
-    settings, of_steps = {}, {}
-    for setting, pace in within_deadline:
-        of_steps.setdefault(setting["s"], (setting, pace))
-    for setting, pace in list(of_steps.values())[:RACED]:
-        where = f"layers {setting['below']} to 5" if setting["below"] else "all layers"
-        name = f"{setting['f']}, {setting['s']} steps of {setting['b']}, rank {setting['r']}, {where}, rounds of {pace:.2f} s"
-        settings[name] = (slug(name), fixed(setting, LAYERS), UNIFORM_LENGTHS_S)
+    tried = []
+    for setting, pace in of_different_kinds(within_deadline, TRIED):
+        name, sets = described(setting, pace), fixed(setting, LAYERS)
+        points = race(options, slug(name), options.seeds[0], sets, RACE_LENGTHS_S[0])["curve"]
+        furthest = at_the_end(points, RACE_LENGTHS_S[0]) or 0.0
+        print(f"tried {name}: accuracy {furthest:.4f}", file=sys.stderr, flush=True)
+        tried.append((furthest, name, sets))
+    tried.sort(key=lambda row: row[0], reverse=True)
+    settings = {name: (slug(name), sets, RACE_LENGTHS_S) for _, name, sets in tried[:RACED]}
     rows |= races(options, settings)
     print(race_table(rows), "", *compared(rows[OURS], [rows[name] for name in settings]), sep="\n")
     return rows

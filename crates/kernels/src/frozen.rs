@@ -1,6 +1,6 @@
 //! A base weight that is never updated, and its products.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
@@ -13,6 +13,7 @@ use crate::gemm::{
     round_to_bf16, widen,
 };
 use crate::int8::Int8;
+use crate::scratch::{LINE, to_line};
 use crate::shared::SharedSlice;
 
 /// How a [`FrozenMatrix`] is stored.
@@ -59,10 +60,46 @@ pub struct FrozenMatrix {
 
 #[derive(Clone, Debug)]
 enum Data {
-    F32(Vec<f32>),
+    F32(FromLine),
     Bf16(Vec<bf16>),
     Int8(Int8),
     Codes(Codes),
+}
+
+/// Values that start on a cache line: the sixteen lanes of a tile then lie on one line of a row and not on two, wherever rows
+/// are whole lines. Moved there where the vector does not start on one.
+#[derive(Debug)]
+struct FromLine {
+    buffer: Vec<f32>,
+    start: usize,
+}
+
+impl FromLine {
+    fn new(mut values: Vec<f32>) -> Self {
+        let len = values.len();
+        let mut start = to_line(&values);
+        if start > 0 {
+            values.reserve_exact(LINE / size_of::<f32>());
+            start = to_line(&values);
+            values.resize(len + start, 0.0);
+            values.copy_within(..len, start);
+        }
+        Self { buffer: values, start }
+    }
+}
+
+impl Clone for FromLine {
+    fn clone(&self) -> Self {
+        Self::new(self.to_vec())
+    }
+}
+
+impl Deref for FromLine {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.buffer[self.start..]
+    }
 }
 
 impl FrozenMatrix {
@@ -72,7 +109,7 @@ impl FrozenMatrix {
     /// When there are not `rows · columns` of them.
     pub fn from_f32(rows: usize, columns: usize, weights: Vec<f32>) -> Self {
         assert_eq!(weights.len(), rows * columns, "weights of a [{rows}, {columns}] matrix");
-        Self { rows, columns, data: Data::F32(weights) }
+        Self { rows, columns, data: Data::F32(FromLine::new(weights)) }
     }
 
     /// Rounds weights to bf16, to nearest even.
@@ -144,8 +181,8 @@ impl FrozenMatrix {
     /// Memory at rest, in bytes: the weights or codes, and their scales.
     pub fn bytes(&self) -> usize {
         match &self.data {
-            Data::F32(weights) => size_of_val(weights.as_slice()),
-            Data::Bf16(weights) => size_of_val(weights.as_slice()),
+            Data::F32(weights) => size_of_val(&**weights),
+            Data::Bf16(weights) => size_of_val(&**weights),
             Data::Int8(codes) => codes.bytes(),
             Data::Codes(codes) => codes.bytes(),
         }

@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 use std::thread::LocalKey;
 
 /// Cache line, in bytes: vector loads that straddle one cost two.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 type Pool<T> = RefCell<Vec<Vec<T>>>;
 
@@ -58,6 +58,12 @@ fn best<T>(pool: &mut Vec<Vec<T>>, len: usize) -> Option<Vec<T>> {
     Some(pool.swap_remove(index))
 }
 
+/// Elements before the first one that starts a cache line, where elements lie on multiples of their size.
+pub(crate) fn to_line<T>(buffer: &[T]) -> usize {
+    let misaligned = buffer.as_ptr().addr() % LINE;
+    (LINE - misaligned) % LINE / size_of::<T>()
+}
+
 impl<T: Pooled> Scratch<T> {
     pub(crate) fn take(len: usize) -> Self {
         if cfg!(exact_scratch) {
@@ -70,8 +76,7 @@ impl<T: Pooled> Scratch<T> {
             drop(buffer);
             buffer = vec![T::default(); padded];
         }
-        let misaligned = buffer.as_ptr().addr() % LINE;
-        let start = (LINE - misaligned) % LINE / size_of::<T>();
+        let start = to_line(&buffer);
         Self { buffer, start, len }
     }
 }

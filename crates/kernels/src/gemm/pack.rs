@@ -114,24 +114,31 @@ fn crowded(kernel: Kernel, stride: usize) -> bool {
     sharing + OTHER_LINES > first_level_ways()
 }
 
-/// The left panels of `rows` output rows: as few as the kernel's height allows, of even height; of tile registers all but the
-/// last are full.
+/// The left panels of `rows` output rows: as few as the kernel's height allows, all full but the last. Where that would have
+/// less than two thirds of the height, the last two are of even height, since a low tile waits for its own sums; tile registers
+/// do not.
 pub(crate) fn left_panels(kernel: Kernel, rows: usize, depth: usize) -> impl ExactSizeIterator<Item = Panel> + Clone {
-    let (count, layout) = (rows.div_ceil(kernel.rows()), left_layout(kernel, depth));
+    let (full, layout) = (kernel.rows(), left_layout(kernel, depth));
+    let count = rows.div_ceil(full);
+    let start_of = move |i: usize| {
+        let (start, left) = (i * full, rows.saturating_sub(i * full));
+        let low = i > 0 && i + 1 == count && 3 * left < 2 * full;
+        (start - if low { (full - left) / 2 } else { 0 }).min(rows)
+    };
     (0..count).map(move |i| match layout {
         LeftLayout::Panels(length) => {
-            let (start, end) = (i * rows / count, (i + 1) * rows / count);
+            let (start, end) = (start_of(i), start_of(i + 1));
             Panel { start, count: end - start, stride: kernel.left_stride(), offset: i * length }
         }
         LeftLayout::Rows(stride) => {
-            let start = i * kernel.rows();
-            Panel { start, count: kernel.rows().min(rows - start), stride, offset: start * stride }
+            let start = i * full;
+            Panel { start, count: full.min(rows - start), stride, offset: start * stride }
         }
     })
 }
 
 /// The right panels of `columns` output columns; the last is one vector wide where that is enough.
-pub(crate) fn right_panels(kernel: Kernel, columns: usize, depth: usize) -> impl ExactSizeIterator<Item = Panel> {
+pub(crate) fn right_panels(kernel: Kernel, columns: usize, depth: usize) -> impl ExactSizeIterator<Item = Panel> + Clone {
     let width = kernel.columns();
     let length = kernel.depth_lanes(depth) * width;
     (0..columns.div_ceil(width)).map(move |i| {
