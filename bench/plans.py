@@ -52,8 +52,9 @@ UNIFORM = [
     for below in range(6)
 ]
 # How many of those that fit are tried in one short run: the soonest to a target by the planner's own reckoning, each of another
-# number of steps or another depth. And how many of these are raced: those that got furthest.
-TRIED, RACED = 12, 4
+# number of steps or another depth. And how many of these are raced: those that got furthest, at most so many of one number of
+# steps, since their depths make little difference.
+TRIED, RACED, RACED_OF_STEPS = 12, 6, 3
 # The lengths of raced runs, FedPipe's and others. The learning rate falls to 0 over the whole of a run, so a short run gets
 # sooner to where it can get: the sooner counts.
 RACE_LENGTHS_S = [15.0, LENGTH_S, 45.0]
@@ -284,6 +285,15 @@ def of_different_kinds(fitting, count):
     return list(kinds.values())[:count]
 
 
+def furthest(tried, count, of_steps):
+    """The settings of the highest accuracies, as many as asked for, at most so many of one number of steps."""
+    chosen = []
+    for accuracy, setting, pace in sorted(tried, key=lambda row: row[0], reverse=True):
+        if sum(other["s"] == setting["s"] for other, _ in chosen) < of_steps:
+            chosen.append((setting, pace))
+    return chosen[:count]
+
+
 def described(setting, pace):
     where = f"layers {setting['below']} to 5" if setting["below"] else "all layers"
     return f"{setting['f']}, {setting['s']} steps of {setting['b']}, rank {setting['r']}, {where}, rounds of {pace:.2f} s"
@@ -324,14 +334,16 @@ def uniform(options):
     for setting, pace in of_different_kinds(within_deadline, TRIED):
         name, sets = described(setting, pace), fixed(setting, LAYERS)
         points = race(options, slug(name), options.seeds[0], sets, RACE_LENGTHS_S[0])["curve"]
-        furthest = at_the_end(points, RACE_LENGTHS_S[0]) or 0.0
-        print(f"tried {name}: accuracy {furthest:.4f}", file=sys.stderr, flush=True)
-        tried.append((furthest, name, sets))
-    tried.sort(key=lambda row: row[0], reverse=True)
-    settings = {name: (slug(name), sets, RACE_LENGTHS_S) for _, name, sets in tried[:RACED]}
+        tried.append((at_the_end(points, RACE_LENGTHS_S[0]) or 0.0, setting, pace))
+        print(f"tried {name}: accuracy {tried[-1][0]:.4f}", file=sys.stderr, flush=True)
+    settings = {}
+    for setting, pace in furthest(tried, RACED, RACED_OF_STEPS):
+        name = described(setting, pace)
+        settings[name] = (slug(name), fixed(setting, LAYERS), RACE_LENGTHS_S)
     rows |= races(options, settings)
     print(race_table(rows), "", *compared(rows[OURS], [rows[name] for name in settings]), sep="\n")
-    return rows
+    names = {described(setting, pace): accuracy for accuracy, setting, pace in tried}
+    return {"rows": rows, "deadline_s": deadline_s, "fit_memory": len(fitting), "fit_deadline": len(within_deadline), "tried": names}
 
 
 def ablation(options):
@@ -340,13 +352,13 @@ def ablation(options):
     }
     rows = races(options, settings)
     print(race_table(rows))
-    return rows
+    return {"rows": rows}
 
 
 def grid(options):
     rows = races(options, {name: (f"grid-{slug(name)}", sets, [LENGTH_S]) for name, sets in GRID.items()})
     print(race_table(rows))
-    return rows
+    return {"rows": rows}
 
 
 def truth(options):
@@ -391,7 +403,7 @@ def truth(options):
     for key, what in (("mib", "memory"), ("step_ms", "step time")):
         sizes = [abs(share) for share in off[key]]
         print(f"\n{what}: median {statistics.median(sizes):.1%} off, worst {max(sizes):.1%}")
-    return rows
+    return {"rows": rows}
 
 
 def curves(source, target):
@@ -476,8 +488,8 @@ def main():
         raise Failure(f"{options.fedpipe} is missing; `cargo build --release -p fedpipe` makes it")
     now = datetime.datetime.now()
     measured_commit = commit()
-    rows = {"truth": truth, "uniform": uniform, "ablation": ablation, "grid": grid}[options.experiment](options)
-    everything = {"format": FORMAT, "date": now.isoformat(timespec="seconds"), "commit": measured_commit, "rows": rows}
+    results = {"truth": truth, "uniform": uniform, "ablation": ablation, "grid": grid}[options.experiment](options)
+    everything = {"format": FORMAT, "date": now.isoformat(timespec="seconds"), "commit": measured_commit, **results}
     path = options.out / f"plans-{options.experiment}-{now:%Y%m%d-%H%M}.json"
     path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     print(f"\n{path}")

@@ -52,6 +52,18 @@ class Curves(unittest.TestCase):
         self.assertEqual(plans.together(runs, 0.9), 20.0)
         self.assertIsNone(plans.together(runs, 0.97))
 
+    def test_one_setting_of_every_kind_is_tried(self):
+        fitting = [({"s": 20, "below": 1, "r": 4}, 1.0), ({"s": 20, "below": 1, "r": 8}, 1.1), ({"s": 40, "below": 1, "r": 4}, 2.0),
+                   ({"s": 20, "below": 2, "r": 4}, 0.9)]
+        self.assertEqual(plans.of_different_kinds(fitting, 2), [fitting[0], fitting[2]])
+        self.assertEqual(plans.of_different_kinds(fitting, 9), [fitting[0], fitting[2], fitting[3]])
+
+    def test_the_furthest_are_raced_few_of_one_number_of_steps(self):
+        tried = [(0.91, {"s": 40, "below": 1}, 1.0), (0.94, {"s": 40, "below": 2}, 1.0), (0.93, {"s": 40, "below": 3}, 1.0),
+                 (0.90, {"s": 20, "below": 1}, 0.5)]
+        self.assertEqual(plans.furthest(tried, 3, 2), [(tried[1][1], 1.0), (tried[2][1], 1.0), (tried[3][1], 0.5)])
+        self.assertEqual(plans.furthest(tried, 1, 2), [(tried[1][1], 1.0)])
+
     def test_the_end_is_the_mean_of_three_rounds(self):
         points = [(10.0, 0.1), (20.0, 0.5), (30.0, 0.6), (40.0, 0.7), (60.0, 0.0)]
         self.assertAlmostEqual(plans.at_the_end(points, 50.0), 0.6)
