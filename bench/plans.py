@@ -54,7 +54,7 @@ UNIFORM = [
 # How many of those that fit are tried in one short run: the soonest to a target by the planner's own reckoning, each of another
 # number of steps or another depth. And how many of these are raced: those that got furthest, at most so many of one number of
 # steps, since their depths make little difference.
-TRIED, RACED, RACED_OF_STEPS = 12, 6, 3
+TRIED, RACED, RACED_OF_STEPS = 12, 7, 4
 # The lengths of raced runs, FedPipe's and others. The learning rate falls to 0 over the whole of a run, so a short run gets
 # sooner to where it can get: the sooner counts.
 RACE_LENGTHS_S = [15.0, LENGTH_S, 45.0]
@@ -347,10 +347,7 @@ def uniform(options):
 
 
 def ablation(options):
-    settings = {
-        name: (f"without-{slug(name)}" if sets else "fedpipe", sets, [LENGTH_S]) for name, sets in ABLATIONS.items()
-    }
-    rows = races(options, settings)
+    rows = races(options, {name: (f"ablation-{slug(name)}", sets, [LENGTH_S]) for name, sets in ABLATIONS.items()})
     print(race_table(rows))
     return {"rows": rows}
 
