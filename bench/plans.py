@@ -417,7 +417,7 @@ def curves(source, target):
     height = top + plot + 48 + 18 * len(lines)
     low, high = 0.80, 0.98
     # Told apart by those who do not see all colours, too (Okabe and Ito).
-    colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#777777"]
+    colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#777777"]
 
     def x(seconds):
         return left + (width - left - right) * seconds / end

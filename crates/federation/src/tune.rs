@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// Learning rates that are tried, ascending: what LoRA with AdamW is trained at, from the larger models to the smallest.
 pub const LEARNING_RATES: [f64; 4] = [3e-4, 1e-3, 3e-3, 1e-2];
-/// What a run is given that learns most at the least of them.
+/// What a run is given that learns most at the least of them, where no higher one went through a round.
 const LOWEST_RATE: f64 = 1e-4;
 /// Alpha / r.
 pub const SCALING: f64 = 2.0;
@@ -183,24 +183,30 @@ pub fn warmup_ratio(schedule: Schedule) -> (f64, Chosen) {
     (ratio, chosen("training.warmup_ratio", ratio, reason.into()))
 }
 
-/// The rate that a run is given where it learns most at `best` of [`LEARNING_RATES`] at first: the next lower one.
+/// The next rate of [`LEARNING_RATES`] below one of them.
 fn lower_rate(best: f64) -> f64 {
     LEARNING_RATES.into_iter().rev().find(|&rate| rate < best).unwrap_or(LOWEST_RATE)
 }
 
-/// The learning rate, by those that went through a round of so many steps: each with its loss, the best first. It is the best
-/// where a higher one went through that round, too, and lost; else nobody knows how near it is to those at which whole runs
-/// diverge, and it is the next lower one. None where no loss is a number.
+/// The learning rate, by those that went through a round of so many steps: each with its loss, the best first, which is that of
+/// the fewest failed silos and of these of the least loss. It is the best where a higher one went through that round, too, with a
+/// higher loss; else nobody knows how near it is to those at which whole runs diverge, and it is the next lower one. None where
+/// no loss is a number.
 pub(crate) fn learning_rate(tried: &[(f64, f64)], steps: usize) -> Option<(f64, Chosen)> {
     let &(best, loss) = tried.first().filter(|(_, loss)| loss.is_finite())?;
-    let higher_lost = tried.iter().any(|&(rate, loss)| rate > best && loss.is_finite());
+    let higher_lost = tried.iter().any(|&(rate, other)| rate > best && other.is_finite() && other > loss);
     let next = tried.get(1).map(|(rate, loss)| format!(" ({loss:.3} at {rate}, the next best)"));
+    // A loss of fewer silos may be lower.
+    let stands = match tried.iter().all(|&(_, other)| other.is_nan() || other >= loss) {
+        true => "has the least loss",
+        false => "has the least loss of those at which the fewest silos failed",
+    };
     let (rate, which) = match higher_lost {
         true => (best, "it".to_string()),
         false => (lower_rate(best), format!("the next below {best}, which")),
     };
     let reason = format!(
-        "{which} has the least loss in a round of {steps} steps after half a round and a merge, {loss:.3}{}; tried: {}",
+        "{which} {stands} in a round of {steps} steps after half a round and a merge, {loss:.3}{}; tried: {}",
         next.unwrap_or_default(),
         rates()
     );
@@ -233,7 +239,13 @@ mod tests {
         assert!(rate == 3e-3 && reason.starts_with("it has the least loss"), "{reason}");
         // One that nobody trained at has not lost.
         assert_eq!(of(&[(3e-3, 0.5), (1e-2, f64::INFINITY)]).unwrap().0, 1e-3);
-        assert_eq!(of(&[(3e-4, 0.5)]).unwrap().0, LOWEST_RATE);
+        assert_eq!(of(&[(3e-4, 0.5), (1e-3, f64::INFINITY)]).unwrap().0, LOWEST_RATE);
+        // Nor one at which silos failed, though the others learnt more.
+        let (rate, reason) = of(&[(3e-3, 0.6), (1e-2, 0.5)]).unwrap();
+        assert!(
+            rate == 1e-3 && reason.contains("which has the least loss of those at which the fewest silos failed"),
+            "{reason}"
+        );
         assert_eq!(of(&[(3e-3, f64::INFINITY)]), None);
     }
 

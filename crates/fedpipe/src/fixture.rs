@@ -167,7 +167,7 @@ fn plan() -> Plan {
         let plan = SiloPlan {
             silo: name.into(),
             batch_size,
-            local_steps: 20,
+            local_steps: if name == "clinic" { 80 } else { 20 },
             base_format,
             recompute: name == "edge",
             ranks,

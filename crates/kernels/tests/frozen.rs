@@ -66,9 +66,12 @@ fn products_match_f64_at_the_edges_of_tiles_and_blocks() {
         check(columns, rows, tokens, 8);
     }
     // Right sides that are copied while they are read: several blocks deep, for few rows and for many.
+    // Many columns, lest the rows be cut into few for each thread.
     let plain = &weights(1100, 41, 9)[0];
+    let wide = &weights(700, 16 * 64 + 41, 9)[0];
     for path in paths() {
-        [20, 130].into_iter().for_each(|tokens| check_backward(plain, tokens, path, 10));
+        check_backward(plain, 20, path, 10);
+        check_backward(wide, 150, path, 10);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The deadline of a round where nobody gives one: that with which the federation is soonest done.
 //!
-//! A longer round lets silos train more weights at higher ranks on larger batches, so fewer rounds are needed. What a silo's
+//! A longer round lets silos train more weights at higher ranks on larger batches or for more steps, so fewer rounds are needed. What a silo's
 //! plan brings forward in a round is taken to be the part of the importance that it trains, Σ_m I_m·u(r_m), and a tenth for
 //! the head, which always trains. Silos' data differ, so what a silo holds is learnt from its own updates above all, in
 //! 1/progress_i rounds; where it makes k times the steps of a round, in 1/k^γ of them. The noise of small batches is the merged

@@ -320,7 +320,7 @@ fn again(recompute: bool) -> &'static str {
     if recompute { " with activations computed again" } else { "" }
 }
 
-/// Which budgets stand in the way of the next larger rank or batch.
+/// Which budgets stand in the way of the next larger rank, batch or number of steps.
 #[derive(Debug, Clone, Copy, Default)]
 struct Binding {
     memory: bool,
@@ -397,10 +397,12 @@ fn next_larger(problem: &SiloProblem<'_>, best: &Choice) -> Vec<Choice> {
     }
     if larger.is_empty() {
         let now = best.frame;
-        let batch = problem.frames().map(|frame| frame.batch_size).filter(|&batch| batch > now.batch_size).min();
-        let multiple = problem.frames().map(|frame| frame.step_multiple).filter(|&k| k > now.step_multiple).min();
-        let batch = batch.map(|batch_size| Frame { batch_size, ..now });
-        let steps = multiple.map(|step_multiple| Frame { step_multiple, ..now });
+        // Of the frames that may be chosen: more steps than the fewest are of the smallest batch.
+        let larger_batch = |f: &Frame| f.batch_size > now.batch_size && *f == Frame { batch_size: f.batch_size, ..now };
+        let more_steps =
+            |f: &Frame| f.step_multiple > now.step_multiple && *f == Frame { step_multiple: f.step_multiple, ..now };
+        let batch = problem.frames().filter(larger_batch).min_by_key(|frame| frame.batch_size);
+        let steps = problem.frames().filter(more_steps).min_by_key(|frame| frame.step_multiple);
         let frames = batch.into_iter().chain(steps);
         larger.extend(frames.filter_map(|frame| problem.evaluate(frame, best.ranks.clone())));
     }

@@ -1,4 +1,4 @@
-//! A plan for every silo: batch size, base format, recomputation and ranks that its memory and the round's deadline allow.
+//! A plan for every silo: batch size, steps, base format, recomputation and ranks that its memory and the round's deadline allow.
 
 mod again;
 mod choose;

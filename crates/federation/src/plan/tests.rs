@@ -130,6 +130,10 @@ fn a_silo_with_time_makes_more_steps_of_the_smallest_batch_once_through_its_text
     assert!((many.objective - 0.8 - 0.2).abs() < 1e-9, "{}", many.objective);
     assert_eq!(many.reasons[0], "20 steps of 2 texts over f32, 2 weights adapted: objective 1.0000");
     assert!(many.reasons.iter().any(|reason| reason.contains("with other steps")), "{:?}", many.reasons);
+    // A larger batch would not fit the time, but goes with the fewest steps alone.
+    let just = of(40, &[1, 2, 4], many.time.total() / DEADLINE_SHARE * (1.0 + 1e-6));
+    assert_eq!((just.batch_size, just.local_steps), (2, 20));
+    assert!(just.reasons.iter().any(|reason| reason.starts_with("no budget binds")), "{:?}", just.reasons);
     // The fewest steps are taken however few the texts are.
     for (examples, multiples) in [(39, &[1, 4][..]), (40, &[1]), (5, &[1, 2])] {
         assert_eq!(of(examples, multiples, 1e6).local_steps, 5, "{examples} texts");
@@ -174,7 +178,7 @@ fn an_impossible_deadline_says_by_how_much_and_auto_raises_it() {
 }
 
 /// Against deadlines all over the range, each planned for as if it were given: the rounds that a silo's plan needs are worked
-/// out here from its ranks, its batch and its steps, and none may bring the federation sooner to a target.
+/// out here from its ranks, its batch and its steps, and none may bring the federation sooner to a target by more than a fifth.
 #[test]
 fn the_automatic_deadline_is_that_with_which_the_federation_is_soonest_done() {
     let all = profiles([silo("fast", 10, 4.0), silo("mid", 10, 1.0), silo("slow", 10, 0.5)]);

@@ -35,7 +35,8 @@ impl Engine<'_> {
     /// When a task does not survive the codec.
     pub fn learning_rate(&self, mut state: RunState) -> Result<Progress<RunState>, RoundError> {
         let silos = cohort(&state, self.settings.cohort_fraction);
-        let round = state.plan.local_steps;
+        let steps = silos.iter().filter_map(|silo| state.plan.silos.get(silo)).map(|silo| silo.local_steps);
+        let fewest = steps.min().unwrap_or(state.plan.local_steps);
         let rival = |learning_rate| Rival {
             state: RunState { learning_rate, ..state.clone() },
             standing: (0, f64::INFINITY),
@@ -44,7 +45,7 @@ impl Engine<'_> {
         let mut rivals: Vec<Rival> = LEARNING_RATES.into_iter().map(rival).collect();
         for part in [2, 1] {
             for rival in &mut rivals {
-                self.rung(rival, part, &silos, &mut state)?;
+                self.rung(rival, &silos, (part, fewest), &mut state)?;
                 if self.stop.requested() {
                     return Ok(Progress::Stopped);
                 }
@@ -53,7 +54,7 @@ impl Engine<'_> {
             rivals.truncate(2);
         }
         let tried: Vec<(f64, f64)> = rivals.iter().map(|rival| (rival.state.learning_rate, rival.standing.1)).collect();
-        match (rivals.into_iter().next(), tune::learning_rate(&tried, round)) {
+        match (rivals.into_iter().next(), tune::learning_rate(&tried, fewest)) {
             (Some(best), Some((rate, chosen))) => {
                 (state.learning_rate, state.adapter) = (rate, best.state.adapter);
                 state.plan.chosen.push(chosen);
@@ -67,9 +68,15 @@ impl Engine<'_> {
         Ok(Progress::Done(state))
     }
 
-    /// Trains a rival for a round's steps over `part` in every silo, merges, and notes how it did; what it took goes to the
-    /// run.
-    fn rung(&self, rival: &mut Rival, part: usize, silos: &[SiloId], run: &mut RunState) -> Result<(), RoundError> {
+    /// Trains a rival for a round's steps over `part` in every silo, `fewest` being those of the silos that make the fewest in a
+    /// round; merges, and notes how it did. What it took goes to the run.
+    fn rung(
+        &self,
+        rival: &mut Rival,
+        silos: &[SiloId],
+        (part, fewest): (usize, usize),
+        run: &mut RunState,
+    ) -> Result<(), RoundError> {
         let learning_rate = rival.state.learning_rate;
         let mut tasks = self.method.tasks(&rival.state, silos);
         for task in &mut tasks {
@@ -120,7 +127,7 @@ impl Engine<'_> {
         }
         rival.state.round += 1;
         let loss = Some(rival.standing.1).filter(|loss| loss.is_finite());
-        let steps = run.plan.local_steps.div_ceil(part);
+        let steps = fewest.div_ceil(part);
         self.observer.observe(&Event::LearningRateTried { learning_rate, steps, loss });
         Ok(())
     }

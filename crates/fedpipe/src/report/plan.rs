@@ -65,7 +65,7 @@ fn reasons(plan: &Plan) -> String {
 pub fn difference(now: &Plan, then: &Plan) -> String {
     let mut out = format!(
         "Deadline of a round: {:.1} → {:.1} s. Objective of all silos together: {:.4} → {:.4}. Largest rank of the merged \
-         adapter: {} → {}. Steps of a round: {} → {}.\n",
+         adapter: {} → {}. training.local_steps: {} → {}.\n",
         now.deadline_s,
         then.deadline_s,
         now.optimality.objective,
@@ -236,6 +236,7 @@ mod tests {
         (more.batch_size, more.base_format, more.objective) = (64, fedpipe_core::BaseFormat::F32, 0.93);
         more.ranks.values_mut().for_each(|rank| *rank *= 2);
         more.memory.activations *= 2.0;
+        less.local_steps = 40;
         (less.recompute, less.time.backward) = (!less.recompute, 2.0 * less.time.backward);
         less.ranks.pop_first();
         insta::assert_snapshot!(difference(&now, &then));
