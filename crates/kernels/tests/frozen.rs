@@ -80,6 +80,10 @@ fn products_match_f64_beyond_the_rows_packed_at_once() {
     let weight = coded(48, 70, 4, 64, 3);
     check_forward(&weight, 1100, Path::best(), 4);
     check_backward(&weight, 1100, Path::best(), 5);
+    // More where they are not packed, but lie as tiles read them.
+    let plain = &weights(24, 32, 3)[0];
+    check_forward(plain, 4100, Path::best(), 4);
+    check_backward(plain, 4100, Path::best(), 5);
 }
 
 #[test]

@@ -22,15 +22,16 @@ use crate::shared::SharedSlice;
 const JOB_COLUMNS: usize = 64;
 /// Lanes in depth of one expanded right tile: 64 columns of it take half of a usual second-level cache.
 const DEPTH_LANES: usize = 1024;
-/// The same on a path whose tiles copy right sides: a panel is 32 KiB then, two thirds of the first-level cache that this was
-/// measured on.
-const COPIED_DEPTH_LANES: usize = 512;
 /// Most rows of a job that goes down all of them for one copied panel before it copies the next, measured.
 const DOWN_ROWS: usize = 128;
+/// Lanes in depth of such a panel: it is 32 KiB then, two thirds of the first-level cache that this was measured on.
+const DOWN_DEPTH_LANES: usize = 512;
 /// What blocks are a multiple of in depth: whole groups of the codes that are decoded at once, whole tile registers.
 const DEPTH_STEP: usize = 64;
 /// Most output rows that are packed at once, which bounds the working memory of a large batch.
 const ROWS_AT_ONCE: usize = 1024;
+/// The same where none have to be: the right side is expanded once for all of them. Sums between blocks take 256 bytes of each.
+const LYING_ROWS_AT_ONCE: usize = 4096;
 /// Working memory for the packed left sides, in bytes, that a deep product trades rows for.
 const LEFT_BYTES: usize = 16 << 20;
 /// Multiply-adds below which a second thread costs more than it brings.
@@ -104,7 +105,10 @@ pub(crate) fn sum_of_products<E: Element>(
     let lying: Lying<'_> = inputs.iter().map(|input| input.left.lying(kernel, rows, input.depth)).collect();
     let packs = inputs.iter().zip(&lying).any(|(input, lying)| lying.is_none() || !input.factors.is_empty());
     let row_bytes = Areas::new(kernel, inputs, &lying, 1).row_lanes(kernel) * size_of::<u32>();
-    let most = (LEFT_BYTES / row_bytes.max(1)).clamp(8 * kernel.rows(), ROWS_AT_ONCE);
+    let most = match row_bytes {
+        0 => LYING_ROWS_AT_ONCE,
+        bytes => (LEFT_BYTES / bytes).clamp(8 * kernel.rows(), ROWS_AT_ONCE),
+    };
     let chunks = rows.div_ceil(most);
     for chunk in 0..chunks {
         let (start, end) = (chunk * rows / chunks, (chunk + 1) * rows / chunks);
@@ -442,14 +446,14 @@ impl Job {
         let (kernel, columns) = (chunk.kernel, last - first);
         let target = output.target;
         let target = Target { offset: target.offset + chunk.start * target.stride + first, ..target };
-        let blocks = blocks(kernel, chunk.inputs, &output.terms, columns);
-        let expanded_len = blocks.iter().map(|block| block.lanes).max().unwrap_or(0);
-        let mut expanded = Scratch::<u32>::take(expanded_len);
         let row_panels: Vec<Panel> = chunk.panels(0, from, to).collect();
         let Some(&top) = row_panels.first() else { return };
         let rows = row_panels.iter().map(|panel| panel.count).sum();
-        let column_panels: Vec<Panel> = right_panels(kernel, columns, 0).collect();
         let order = if kernel.copies() && rows <= DOWN_ROWS { Order::Down } else { Order::Across };
+        let blocks = blocks(kernel, chunk.inputs, &output.terms, columns, order);
+        let expanded_len = blocks.iter().map(|block| block.lanes).max().unwrap_or(0);
+        let mut expanded = Scratch::<u32>::take(expanded_len);
+        let column_panels: Vec<Panel> = right_panels(kernel, columns, 0).collect();
         // Sums between blocks of a deep product; with one block there are none.
         let between = if blocks.len() > 1 { rows * JOB_COLUMNS } else { 0 };
         let mut between = Scratch::<f32>::take(between);
@@ -598,10 +602,16 @@ struct Block<'a> {
 }
 
 /// The depth of all terms, cut evenly so that a block's right tiles stay in the cache.
-fn blocks<'a>(kernel: Kernel, inputs: &[Input<'_>], terms: &[Term<'a>], columns: usize) -> Vec<Block<'a>> {
-    let most = match kernel.copies() {
-        true => COPIED_DEPTH_LANES,
-        false => DEPTH_LANES * if kernel.pairs() { 2 } else { 1 },
+fn blocks<'a>(
+    kernel: Kernel,
+    inputs: &[Input<'_>],
+    terms: &[Term<'a>],
+    columns: usize,
+    order: Order,
+) -> Vec<Block<'a>> {
+    let most = match order {
+        Order::Down => DOWN_DEPTH_LANES,
+        Order::Across => DEPTH_LANES * if kernel.pairs() { 2 } else { 1 },
     };
     let all: usize = terms.iter().map(|term| kernel.depth_elements(depth_of(inputs, term.side))).sum();
     let elements = all.div_ceil(all.div_ceil(most).max(1)).next_multiple_of(DEPTH_STEP);
