@@ -1,15 +1,15 @@
 //! The deadline of a round where nobody gives one: that with which the federation is soonest done.
 //!
-//! A longer round lets silos train more weights at higher ranks on larger batches or for more steps, so fewer rounds are needed. What a silo's
-//! plan brings forward in a round is taken to be the part of the importance that it trains, Σ_m I_m·u(r_m), and a tenth for
-//! the head, which always trains. Silos' data differ, so what a silo holds is learnt from its own updates above all, in
-//! 1/progress_i rounds; where it makes k times the steps of a round, in 1/k^γ of them. The noise of small batches is the merged
-//! update's: it averages out over the silos of a round, and below a critical batch size B the steps to a target fall as
-//! 1 + B·Σ_i w_i²/b_i (McCandlish et al., arXiv 1812.06162, with the batch that these silos make together). B is not known
-//! before training; the largest batch of the menu stands for it.
-//! The time to a target over everybody's data is then in proportion to T·(1 + B·Σ_i w_i²/b_i)·Σ_i w_i/(progress_i·k_i^γ),
-//! each at its best within T. The deadlines between what the slowest silo needs for its smallest plan and what all need for their
-//! best are compared by it.
+//! A longer round lets silos train more weights at higher ranks on larger batches or for more steps, so fewer rounds are
+//! needed. What a silo's plan brings forward in a round is taken to be the part of the importance that it trains, Σ_m
+//! I_m·u(r_m), and a tenth for the head, which always trains. Silos' data differ, so what a silo holds is learnt from its own
+//! updates above all, in 1/progress_i rounds; where it makes k times the steps of a round, in 1/k^γ of them. The noise of
+//! small batches is the merged update's: it averages out over the silos of a round, and below a critical batch size B the
+//! steps to a target fall as 1 + B·Σ_i w_i²/b_i (McCandlish et al., arXiv 1812.06162, with the batch that these silos make
+//! together). B is not known before training; the largest batch of the menu stands for it. The time to a target over
+//! everybody's data is then in proportion to T·(1 + B·Σ_i w_i²/b_i)·Σ_i w_i/(progress_i·k_i^γ), each at its best within T.
+//! The deadlines between what the slowest silo needs for its smallest plan and what all need for their best are compared
+//! by it.
 
 use super::choose::{Choice, Menu, Shortfall, best, feasible};
 use super::{DEADLINE_SHARE, Deadline, Enrolled, PlanError, PlanSettings, View, refusal, smallest_plan};

@@ -138,11 +138,7 @@ pub(crate) fn left_panels(kernel: Kernel, rows: usize, depth: usize) -> impl Exa
 }
 
 /// The right panels of `columns` output columns; the last is one vector wide where that is enough.
-pub(crate) fn right_panels(
-    kernel: Kernel,
-    columns: usize,
-    depth: usize,
-) -> impl ExactSizeIterator<Item = Panel> + Clone {
+pub(crate) fn right_panels(kernel: Kernel, columns: usize, depth: usize) -> impl ExactSizeIterator<Item = Panel> {
     let width = kernel.columns();
     let length = kernel.depth_lanes(depth) * width;
     (0..columns.div_ceil(width)).map(move |i| {
