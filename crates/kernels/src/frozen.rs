@@ -1,6 +1,6 @@
 //! A base weight that is never updated, and its products.
 
-use std::ops::{Deref, Range};
+use std::ops::Range;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
@@ -9,17 +9,16 @@ use crate::codes::{CodeBook, Codes};
 use crate::dispatch::Path;
 use crate::element::Element;
 use crate::gemm::{
-    Across, Extents, Kernel, Operand, Plain, Rows, Strided, Target, TargetBase, product, read_row_by_row,
+    Across, Extents, Kernel, Operand, Panels, Plain, Rows, Strided, Target, TargetBase, product, read_row_by_row,
     round_to_bf16, widen,
 };
 use crate::int8::Int8;
-use crate::scratch::{LINE, to_line};
 use crate::shared::SharedSlice;
 
 /// How a [`FrozenMatrix`] is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
-    /// 4 bytes a weight; products in f32.
+    /// 4 bytes a weight, columns rounded up to a multiple of [`PANEL`](crate::PANEL); products in f32.
     F32,
     /// 2 bytes a weight.
     Bf16,
@@ -43,7 +42,7 @@ pub enum Storage {
 /// ```
 /// use fedpipe_kernels::FrozenMatrix;
 ///
-/// let weight = FrozenMatrix::from_f32(2, 3, vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+/// let weight = FrozenMatrix::f32(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
 /// let mut y = [0.0; 2];
 /// weight.product(&[1.0, 0.0, -1.0], 1, Some(&[0.5, 0.5]), &mut y);
 /// assert_eq!(y, [-1.5, -1.5]);
@@ -60,56 +59,20 @@ pub struct FrozenMatrix {
 
 #[derive(Clone, Debug)]
 enum Data {
-    F32(FromLine),
+    F32(Panels),
     Bf16(Vec<bf16>),
     Int8(Int8),
     Codes(Codes),
 }
 
-/// Values that start on a cache line: the sixteen lanes of a tile then lie on one line of a row and not on two, wherever rows
-/// are whole lines. Moved there where the vector does not start on one.
-#[derive(Debug)]
-struct FromLine {
-    buffer: Vec<f32>,
-    start: usize,
-}
-
-impl FromLine {
-    fn new(mut values: Vec<f32>) -> Self {
-        let len = values.len();
-        let mut start = to_line(&values);
-        if start > 0 {
-            values.reserve_exact(LINE / size_of::<f32>());
-            start = to_line(&values);
-            values.resize(len + start, 0.0);
-            values.copy_within(..len, start);
-        }
-        Self { buffer: values, start }
-    }
-}
-
-impl Clone for FromLine {
-    fn clone(&self) -> Self {
-        Self::new(self.to_vec())
-    }
-}
-
-impl Deref for FromLine {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.buffer[self.start..]
-    }
-}
-
 impl FrozenMatrix {
-    /// Keeps f32 weights.
+    /// Stores f32 weights, in panels of [`PANEL`](crate::PANEL) columns.
     ///
     /// # Panics
     /// When there are not `rows · columns` of them.
-    pub fn from_f32(rows: usize, columns: usize, weights: Vec<f32>) -> Self {
+    pub fn f32(rows: usize, columns: usize, weights: &[f32]) -> Self {
         assert_eq!(weights.len(), rows * columns, "weights of a [{rows}, {columns}] matrix");
-        Self { rows, columns, data: Data::F32(FromLine::new(weights)) }
+        Self { rows, columns, data: Data::F32(Panels::new(rows, columns, weights)) }
     }
 
     /// Rounds weights to bf16, to nearest even.
@@ -181,7 +144,7 @@ impl FrozenMatrix {
     /// Memory at rest, in bytes: the weights or codes, and their scales.
     pub fn bytes(&self) -> usize {
         match &self.data {
-            Data::F32(weights) => size_of_val(&**weights),
+            Data::F32(weights) => weights.bytes(),
             Data::Bf16(weights) => size_of_val(&**weights),
             Data::Int8(codes) => codes.bytes(),
             Data::Codes(codes) => codes.bytes(),
@@ -293,7 +256,7 @@ impl Rows for RowsFrom<'_> {
 impl Rows for FrozenMatrix {
     fn plain(&self) -> Option<Plain<'_>> {
         match &self.data {
-            Data::F32(weights) => Some(Plain::F32(Strided { data: weights, row_stride: self.columns })),
+            Data::F32(weights) => Some(Plain::Panels(weights.all())),
             Data::Bf16(weights) => Some(Plain::Bf16(Strided { data: weights, row_stride: self.columns })),
             Data::Int8(_) | Data::Codes(_) => None,
         }
@@ -302,7 +265,7 @@ impl Rows for FrozenMatrix {
     fn read(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [f32]) {
         let range = row * self.columns + columns.start..row * self.columns + columns.end;
         match &self.data {
-            Data::F32(weights) => to.copy_from_slice(&weights[range]),
+            Data::F32(weights) => weights.all().read(row, columns, to),
             Data::Bf16(weights) => widen(path, weights[range].reinterpret_cast(), to),
             Data::Int8(codes) => codes.read(path, row, columns, to),
             Data::Codes(codes) => codes.read(path, range, to),
@@ -312,12 +275,13 @@ impl Rows for FrozenMatrix {
     fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]) {
         let range = row * self.columns + columns.start..row * self.columns + columns.end;
         match &self.data {
-            Data::F32(weights) => round_to_bf16(path, &weights[range], to),
+            Data::F32(weights) => Plain::Panels(weights.all()).read_bf16(path, row, columns, to),
             Data::Bf16(weights) => to.copy_from_slice(weights[range].reinterpret_cast()),
             Data::Int8(codes) => codes.read_bf16(path, row, columns, to),
             Data::Codes(codes) => codes.read_bf16(path, range, to),
         }
     }
+
     fn read_rows_bf16(&self, path: Path, rows: Range<usize>, columns: Range<usize>, to: &mut [u16]) {
         match &self.data {
             Data::Codes(codes) => codes.read_rows_bf16(path, self.columns, rows, columns, to),

@@ -45,6 +45,7 @@ pub use dropout::dropout;
 pub use element::Element;
 pub use embedding::gather;
 pub use frozen::{FrozenMatrix, Storage};
+pub use gemm::PANEL;
 pub use heap::{CountingAllocator, keep_freed_memory};
 pub use linear::{
     InputGradient, LinearGradient, LinearLayer, LinearOutput, LowRankFactors, factor_gradient, linear_backward,

@@ -136,7 +136,7 @@ fn logits_beyond_the_range_of_exp_are_safe() {
 #[test]
 fn a_loss_by_hand() {
     // Logits 0 and -d: the loss is ln(1 + e^-d), and pushes by its slope, p - 1.
-    let weight = FrozenMatrix::from_f32(2, 1, vec![1.0, 0.0]);
+    let weight = FrozenMatrix::f32(2, 1, &[1.0, 0.0]);
     for path in paths() {
         path.scope(|| {
             for d in [0f32, 1.0, 30.0, -30.0] {
@@ -153,7 +153,7 @@ fn a_loss_by_hand() {
 
 #[test]
 fn entries_that_a_bias_rules_out_have_no_share() {
-    let weight = FrozenMatrix::from_f32(1500, 1, vec![1.0; 1500]);
+    let weight = FrozenMatrix::f32(1500, 1, &[1.0; 1500]);
     // The whole first tile, and half of the second.
     let bias: Vec<f32> = (0..1500).map(|v| if v < 1250 { f32::NEG_INFINITY } else { 0.0 }).collect();
     let mut dx = [f32::NAN];
@@ -163,7 +163,7 @@ fn entries_that_a_bias_rules_out_have_no_share() {
 
 #[test]
 fn without_counted_tokens_there_is_no_loss() {
-    let weight = FrozenMatrix::from_f32(2, 1, vec![1.0, 2.0]);
+    let weight = FrozenMatrix::f32(2, 1, &[1.0, 2.0]);
     let mut dx = [f32::NAN; 2];
     let loss = linear_cross_entropy(&[1.0, 2.0], &weight, None, &[IGNORED; 2], Some(&mut dx));
     assert_eq!((loss, dx), (TokenLoss { mean: 0.0, counted: 0 }, [0.0; 2]));
@@ -188,5 +188,5 @@ fn results_do_not_depend_on_the_threads() {
 #[test]
 #[should_panic(expected = "target 2 of a vocabulary of 2")]
 fn a_target_beyond_the_vocabulary_is_named() {
-    linear_cross_entropy(&[1f32], &FrozenMatrix::from_f32(2, 1, vec![0.0; 2]), None, &[2], None);
+    linear_cross_entropy(&[1f32], &FrozenMatrix::f32(2, 1, &[0.0; 2]), None, &[2], None);
 }

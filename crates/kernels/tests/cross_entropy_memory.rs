@@ -15,7 +15,7 @@ const HIDDEN: usize = 64;
 fn working_memory(tokens: usize, vocabulary: usize) -> usize {
     let x = vec![0.1f32; tokens * HIDDEN];
     let mut dx = vec![0f32; x.len()];
-    let weight = FrozenMatrix::from_f32(vocabulary, HIDDEN, vec![0.01; vocabulary * HIDDEN]);
+    let weight = FrozenMatrix::f32(vocabulary, HIDDEN, &vec![0.01; vocabulary * HIDDEN]);
     let targets: Vec<u32> = (0..tokens as u32).map(|token| token % vocabulary as u32).collect();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("two threads");
     ALLOCATOR.reset_peak();

@@ -59,5 +59,5 @@ fn results_do_not_depend_on_the_threads() {
 #[test]
 #[should_panic(expected = "id 3 of an embedding table of 3 rows")]
 fn an_id_beyond_the_table_is_named() {
-    gather(&[(&FrozenMatrix::from_f32(3, 1, vec![0.0; 3]), &[0, 3])], &mut [0f32; 2]);
+    gather(&[(&FrozenMatrix::f32(3, 1, &[0.0; 3]), &[0, 3])], &mut [0f32; 2]);
 }

@@ -89,9 +89,9 @@ fn products_match_f64_beyond_the_rows_packed_at_once() {
 #[test]
 fn a_matrix_without_rows_or_columns_gives_the_bias() {
     let mut y = [f32::NAN; 4];
-    FrozenMatrix::from_f32(2, 0, Vec::new()).product(&[], 2, Some(&[1.0, 2.0]), &mut y);
+    FrozenMatrix::f32(2, 0, &[]).product(&[], 2, Some(&[1.0, 2.0]), &mut y);
     assert_eq!(y, [1.0, 2.0, 1.0, 2.0]);
-    FrozenMatrix::from_f32(0, 2, Vec::new()).product_transposed(&[], 2, &mut y);
+    FrozenMatrix::f32(0, 2, &[]).product_transposed(&[], 2, &mut y);
     assert_eq!(y, [0.0; 4]);
 }
 
@@ -213,5 +213,5 @@ fn memory_at_rest_is_what_the_format_promises() {
 #[test]
 #[should_panic(expected = "x is [tokens, columns]")]
 fn a_wrong_length_is_named() {
-    FrozenMatrix::from_f32(2, 2, vec![0.0; 4]).product(&[0.0; 3], 2, None, &mut [0.0; 4]);
+    FrozenMatrix::f32(2, 2, &[0.0; 4]).product(&[0.0; 3], 2, None, &mut [0.0; 4]);
 }

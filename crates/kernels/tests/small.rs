@@ -27,7 +27,7 @@ fn everything() {
     rms_norm_forward(&x, Some(&c), &gamma, 1e-5, NormOutput { y: &mut b, sum: Some(&mut a), saved: None });
     rms_norm_backward(&a, &rstd, &gamma, &x, Write::Accumulate, &mut c);
     RotaryTable::new(64, 1, 1e4).forward(&[0; ROWS], HIDDEN / 64, &mut c);
-    gather(&[(&FrozenMatrix::from_f32(1, HIDDEN, gamma), &[0; ROWS])], &mut a);
+    gather(&[(&FrozenMatrix::f32(1, HIDDEN, &gamma), &[0; ROWS])], &mut a);
     dropout(&x, 0.1, 1, Write::Overwrite, &mut b);
     add_into(&x, &mut c);
     // Thirty tensors, fewer elements in all than one thread is worth.

@@ -132,7 +132,7 @@ impl Bench {
             who: Who::Fedpipe,
             path,
             store: "f32",
-            matrix: Some(FrozenMatrix::from_f32(rows, columns, weights.clone())),
+            matrix: Some(FrozenMatrix::f32(rows, columns, &weights)),
         };
         let mut cases = Vec::new();
         if !options.peer_only {

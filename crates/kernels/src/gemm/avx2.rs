@@ -15,8 +15,6 @@ const LANES: usize = 8;
 const LEFT_STRIDE: usize = 8;
 /// Steps in depth of one turn of the loop.
 const UNROLLED: usize = 4;
-/// Rows that are fetched ahead of the one that is copied: few, since they may all fall into one set of the cache.
-const ROWS_AHEAD: usize = 4;
 
 /// # Safety
 /// As `Kernel::run`, on a processor with AVX2 and FMA.
@@ -53,14 +51,7 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
     for part in tile.parts {
         let (left, mut right, right_stride) = tile.sides_of(part, 2 * LANES);
         macro_rules! accumulate {
-            ($lane:expr, $ahead:expr) => {
-                match tile.copy_of(part) {
-                    Some(copy) => accumulate!($lane, $ahead, Some(copy)),
-                    None => accumulate!($lane, $ahead, None::<*mut f32>),
-                }
-            };
-            ($lane:expr, $ahead:expr, $copy:expr) => {{
-                let mut copy = $copy;
+            ($lane:expr, $ahead:expr) => {{
                 let mut at = left;
                 let pitch = $lane(0, 1);
                 let mut step = || {
@@ -69,14 +60,6 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
                         // SAFETY: the right panel holds `depth` rows of VECTORS · LANES lanes.
                         *column = unsafe { _mm256_loadu_ps(right.add(v * LANES)) };
                     }
-                    if let Some(copy) = &mut copy {
-                        for (v, &column) in columns.iter().enumerate() {
-                            // SAFETY: the copy holds as many rows of as many lanes.
-                            unsafe { _mm256_storeu_ps(copy.add(v * LANES), column) };
-                        }
-                        *copy = copy.wrapping_add(VECTORS * LANES);
-                        _mm_prefetch::<_MM_HINT_T0>(right.wrapping_add(ROWS_AHEAD * right_stride).cast());
-                    }
                     for (i, row) in sums.iter_mut().enumerate() {
                         // SAFETY: the left side holds `depth` lanes of ROWS rows.
                         let broadcast = _mm256_broadcast_ss(unsafe { &*at.add($lane(i, 0)) });
@@ -84,7 +67,7 @@ unsafe fn multiply<const ROWS: usize, const VECTORS: usize, const COLUMNS: usize
                             *sum = _mm256_fmadd_ps(broadcast, column, *sum);
                         }
                     }
-                    // Behind the last row of a side that lies in rows there is nothing, and nothing is read.
+                    // Behind the last row there may be nothing, and nothing is read.
                     right = right.wrapping_add(right_stride);
                     at = after(at.wrapping_add(pitch), &mut sums[ROWS - 1][VECTORS - 1]);
                 };

@@ -448,8 +448,8 @@ impl Job {
         let target = Target { offset: target.offset + chunk.start * target.stride + first, ..target };
         let row_panels: Vec<Panel> = chunk.panels(0, from, to).collect();
         let Some(&top) = row_panels.first() else { return };
-        let rows = row_panels.iter().map(|panel| panel.count).sum();
-        let order = if kernel.copies() && rows <= DOWN_ROWS { Order::Down } else { Order::Across };
+        let rows: usize = row_panels.iter().map(|panel| panel.count).sum();
+        let order = if kernel.goes_down() && rows <= DOWN_ROWS { Order::Down } else { Order::Across };
         let blocks = blocks(kernel, chunk.inputs, &output.terms, columns, order);
         let expanded_len = blocks.iter().map(|block| block.lanes).max().unwrap_or(0);
         let mut expanded = Scratch::<u32>::take(expanded_len);
@@ -459,17 +459,14 @@ impl Job {
         let mut between = Scratch::<f32>::take(between);
         let between = between.as_mut_ptr();
         let registers = Registers::new();
-        let (mut top_parts, mut parts) = (Vec::new(), Vec::new());
+        let mut parts = Vec::new();
         for (b, block) in blocks.iter().enumerate() {
-            top_parts.clear();
             parts.clear();
             let mut rest = &mut *expanded;
             for piece in &block.pieces {
                 let panels;
                 (panels, rest) = rest.split_at_mut(right_len(kernel, columns, piece.depth.len()));
-                let (of_top, of_others) = self.parts(chunk, piece, rows, order, packed, panels);
-                top_parts.push(of_top);
-                parts.push(of_others);
+                parts.push(self.part(chunk, piece, packed, panels));
             }
             // SAFETY: the parts' slices hold the panels; the target was checked whole and is the caller's to write; the sums
             // between blocks are this job's own, a row of them as wide as the job.
@@ -482,7 +479,7 @@ impl Job {
                         ..target.tile(kernel, (top, *right), (0, j), first, &parts)
                     };
                     let tiles = column_panels.iter().enumerate().map(tile).collect();
-                    order.run(kernel, &registers, tiles, &top_parts, &row_panels);
+                    order.run(kernel, &registers, tiles, &row_panels);
                 } else {
                     let tile = |(j, right): (usize, &Panel)| Tile {
                         parts: &parts,
@@ -498,23 +495,15 @@ impl Job {
                         base: super::Base::Zero,
                     };
                     let tiles = column_panels.iter().enumerate().map(tile).collect();
-                    order.run(kernel, &registers, tiles, &top_parts, &row_panels);
+                    order.run(kernel, &registers, tiles, &row_panels);
                 }
             }
         }
     }
 
-    /// What the tiles of the first rows read of a piece, and what those of the other rows do. `panels` has room for its
-    /// right panels: they are packed here, or copied by the tiles of the first rows, or not needed.
-    fn parts(
-        &self,
-        chunk: &Chunk<'_>,
-        piece: &Piece<'_>,
-        rows: usize,
-        order: Order,
-        packed: &[u32],
-        panels: &mut [u32],
-    ) -> (Part, Part) {
+    /// What the tiles read of a piece. `panels` has room for its right panels: they are packed there, unless they are stored
+    /// as tiles read them.
+    fn part(&self, chunk: &Chunk<'_>, piece: &Piece<'_>, packed: &[u32], panels: &mut [u32]) -> Part {
         let (kernel, columns) = (chunk.kernel, self.last - self.first);
         let depth = kernel.depth_lanes(piece.depth.len());
         let skipped = kernel.depth_lanes(piece.depth.start);
@@ -531,26 +520,12 @@ impl Job {
             }
         };
         let part = |right, right_layout| Part { depth, left: left.as_ptr(), layout, right, right_layout };
-        let panel_len = depth * kernel.columns();
-        let lying = piece.right.lying_across(kernel, self.first, columns, piece.depth.clone());
-        match lying {
-            Some((lanes, stride)) if rows <= kernel.lying_rows() => {
-                let part = part(lanes.as_ptr(), RightLayout::Rows(stride));
-                (part, part)
-            }
-            Some((lanes, stride)) if kernel.copies() => {
-                let step = if order == Order::Down { 0 } else { panel_len };
-                let to = panels.as_mut_ptr();
-                let copied = RightLayout::Copied { stride, to, step };
-                (part(lanes.as_ptr(), copied), part(to, RightLayout::Panels(step)))
-            }
-            _ => {
-                let all = right_panels(kernel, columns, piece.depth.len());
-                piece.right.pack(kernel, self.first, all, piece.depth.clone(), panels);
-                let part = part(panels.as_ptr(), RightLayout::Panels(panel_len));
-                (part, part)
-            }
+        if let Some((stored, step)) = piece.right.stored_panels(kernel, self.first, columns, piece.depth.clone()) {
+            return part(stored.as_ptr(), RightLayout::Stored(step));
         }
+        let all = right_panels(kernel, columns, piece.depth.len());
+        piece.right.pack(kernel, self.first, all, piece.depth.clone(), panels);
+        part(panels.as_ptr(), RightLayout::Panels(depth * kernel.columns()))
     }
 }
 
@@ -559,31 +534,19 @@ impl Job {
 enum Order {
     /// All columns of a row panel, then those of the next: its left panel stays in the first-level cache.
     Across,
-    /// All rows of a column panel, then those of the next: its right panel stays there, and all copies take one place.
+    /// All rows of a column panel, then those of the next: its right panel stays there.
     Down,
 }
 
 impl Order {
-    /// Runs the tiles of all row panels: `tops` are those of the first, one for each column panel, which read `top_parts`
-    /// in place of their own.
+    /// Runs the tiles of all row panels: `tops` are those of the first, one for each column panel.
     ///
     /// # Safety
     /// As [`Kernel::run`], for all of them.
-    unsafe fn run<E: Element>(
-        self,
-        kernel: Kernel,
-        registers: &Registers,
-        mut tops: Vec<Tile<'_, E>>,
-        top_parts: &[Part],
-        rows: &[Panel],
-    ) {
+    unsafe fn run<E: Element>(self, kernel: Kernel, registers: &Registers, mut tops: Vec<Tile<'_, E>>, rows: &[Panel]) {
         let columns = tops.len();
         let mut run = |j: usize, i: usize| {
             let tile = &mut tops[j];
-            if i == 0 {
-                // SAFETY: the caller's promise.
-                return unsafe { kernel.run(registers, &Tile { parts: top_parts, ..*tile }) };
-            }
             tile.move_to(i, rows[i]);
             // SAFETY: the caller's promise.
             unsafe { kernel.run(registers, tile) };
@@ -625,8 +588,9 @@ fn blocks<'a>(
                 blocks.push(Block { pieces: vec![], lanes: 0 });
                 room = elements;
             }
-            let end = depth.min(start + room);
-            // An end within a lane, or within a tile register, takes all of it, so that blocks start where these do.
+            // Every piece starts where groups of codes, tile registers and stored panels do.
+            let end = depth.min((start + room).next_multiple_of(DEPTH_STEP));
+            // An end within a lane, or within a tile register, takes all of it.
             room = room.saturating_sub(kernel.depth_elements(end - start));
             if let Some(block) = blocks.last_mut() {
                 block.lanes += right_len(kernel, columns, end - start);

@@ -8,7 +8,8 @@
 use half::slice::HalfFloatSliceExt;
 
 use super::driver::{Input, Output, Side, Term};
-use super::pack::{Across, Plain, Rows, Strided};
+use super::pack::{Across, LINE_LANES, Plain, Rows, Strided, fetch};
+use super::panels::{PANEL, PanelRows};
 use super::{Kernel, TargetBase, for_each};
 use crate::dispatch::{Path, multiversion};
 use crate::element::Element;
@@ -21,12 +22,13 @@ const MOST_ROWS: usize = 8;
 const TOGETHER: usize = 4;
 /// Parts that a thread's share of an output is cut into, so that a thread held up does not hold up the others.
 const CUTS_A_THREAD: usize = 4;
-/// Columns whose results are written together: rows of an output may lie so that one cache set holds them all.
-const RUN: usize = 16;
+/// Columns whose results are written together: rows of an output may lie so that one cache set holds them all. Of panels it is
+/// the stretch that is read at once: a page.
+const RUN: usize = 64;
 /// Cache line, in bytes.
 const LINE: usize = 64;
 /// Partial sums of an element in f32.
-const LANES: usize = 16;
+const LANES: usize = LINE_LANES;
 
 /// Most rows for which packing the right side does not pay, measured.
 fn most_rows(path: Path) -> usize {
@@ -64,6 +66,19 @@ trait Format: Pooled + Sync {
 
     fn read(source: &dyn Rows, path: Path, row: usize, to: &mut [Self]);
 
+    /// Adds the products of all rows of `x` with as many rows of a right side from `first` on as there are sums, if it lies in
+    /// panels of this format.
+    fn add_panels(
+        _: Path,
+        _: &Lefts<Self>,
+        _rows: usize,
+        _: Plain<'_>,
+        _first: usize,
+        _: &mut [[f32; MOST_ROWS]],
+    ) -> bool {
+        false
+    }
+
     /// The products of the `rows` rows of `x`, `stride` apart, with each of `w`.
     fn dots(path: Path, x: &[Self], stride: usize, w: Rights<'_, Self>, rows: usize, sums: &mut Sums);
 }
@@ -76,6 +91,27 @@ impl Format for f32 {
 
     fn read(source: &dyn Rows, path: Path, row: usize, to: &mut [Self]) {
         source.read(path, row, 0..to.len(), to);
+    }
+
+    fn add_panels(
+        path: Path,
+        x: &Lefts<Self>,
+        rows: usize,
+        plain: Plain<'_>,
+        first: usize,
+        sums: &mut [[f32; MOST_ROWS]],
+    ) -> bool {
+        let Plain::Panels(all) = plain else { return false };
+        for (run, sums) in sums.chunks_mut(RUN).enumerate() {
+            let w = all.below(first + run * RUN);
+            #[cfg(target_arch = "x86_64")]
+            if path.multiplies_bf16() {
+                panels_by_rows(x, rows, w, sums, &Dots512::<false>);
+                continue;
+            }
+            panels_f32(path, x, rows, w, sums);
+        }
+        true
     }
 
     fn dots(path: Path, x: &[Self], stride: usize, w: Rights<'_, Self>, rows: usize, sums: &mut Sums) {
@@ -200,6 +236,134 @@ fn dots_of<const FMA: bool, const ROWS: usize>(x: [&[f32]; ROWS], w: &[f32]) -> 
     sums.map(fold)
 }
 
+/// Pieces of left rows, each as long as a line of a panel.
+type Pieces<const ROWS: usize> = [[f32; LANES]; ROWS];
+
+/// Adds up the products of left rows with panels, each element in as many partial sums as a line has lanes.
+trait AddPanels {
+    /// Adds the products of the pieces that lie in each of some panels beside each other with their lines to the partial sums
+    /// of as many lines. What lies `ahead` lines behind one of them is read soon.
+    fn add<const ROWS: usize, const PANELS: usize>(
+        &self,
+        left: &[Pieces<ROWS>; PANELS],
+        panels: [&[[f32; LANES]]; PANELS],
+        ahead: usize,
+        partial: &mut [Pieces<ROWS>],
+    );
+
+    /// Adds the sums of partial sums, by halves.
+    fn finish<const ROWS: usize>(&self, partial: &[Pieces<ROWS>], sums: &mut [[f32; MOST_ROWS]]);
+}
+
+#[cfg(target_arch = "x86_64")]
+impl AddPanels for Dots512<false> {
+    #[inline(always)]
+    fn add<const ROWS: usize, const PANELS: usize>(
+        &self,
+        left: &[Pieces<ROWS>; PANELS],
+        panels: [&[[f32; LANES]]; PANELS],
+        ahead: usize,
+        partial: &mut [Pieces<ROWS>],
+    ) {
+        // SAFETY: made for the path that has the instructions.
+        unsafe { super::avx512::add_panels(left, panels, ahead, partial) };
+    }
+
+    #[inline(always)]
+    fn finish<const ROWS: usize>(&self, partial: &[Pieces<ROWS>], sums: &mut [[f32; MOST_ROWS]]) {
+        // SAFETY: as above.
+        unsafe { super::avx512::add_folded(partial, sums) };
+    }
+}
+
+impl<const FMA: bool> AddPanels for Plainly<FMA> {
+    #[inline(always)]
+    fn add<const ROWS: usize, const PANELS: usize>(
+        &self,
+        left: &[Pieces<ROWS>; PANELS],
+        panels: [&[[f32; LANES]]; PANELS],
+        ahead: usize,
+        partial: &mut [Pieces<ROWS>],
+    ) {
+        for (left, lines) in left.iter().zip(panels) {
+            for (line, partial) in lines.iter().zip(&mut *partial) {
+                fetch(std::ptr::from_ref(line).wrapping_add(ahead));
+                for (partial, left) in partial.iter_mut().zip(left) {
+                    *partial = std::array::from_fn(|j| multiply_add::<FMA>(left[j], line[j], partial[j]));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish<const ROWS: usize>(&self, partial: &[Pieces<ROWS>], sums: &mut [[f32; MOST_ROWS]]) {
+        for (sums, partial) in sums.iter_mut().zip(partial) {
+            sums.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += fold(*partial));
+        }
+    }
+}
+
+multiversion!(fn panels_f32(
+    x: &Lefts<f32>,
+    rows: usize,
+    w: PanelRows<'_>,
+    sums: &mut [[f32; MOST_ROWS]],
+) = panels_body);
+
+#[inline(always)]
+fn panels_body<const FMA: bool>(x: &Lefts<f32>, rows: usize, w: PanelRows<'_>, sums: &mut [[f32; MOST_ROWS]]) {
+    panels_by_rows(x, rows, w, sums, &Plainly::<FMA>);
+}
+
+#[inline(always)]
+fn panels_by_rows(x: &Lefts<f32>, rows: usize, w: PanelRows<'_>, sums: &mut [[f32; MOST_ROWS]], by: &impl AddPanels) {
+    match rows {
+        1 => add_panel_sums::<1>(x, w, sums, by),
+        2 => add_panel_sums::<2>(x, w, sums, by),
+        3 => add_panel_sums::<3>(x, w, sums, by),
+        4 => add_panel_sums::<4>(x, w, sums, by),
+        5 => add_panel_sums::<5>(x, w, sums, by),
+        6 => add_panel_sums::<6>(x, w, sums, by),
+        7 => add_panel_sums::<7>(x, w, sums, by),
+        8 => add_panel_sums::<8>(x, w, sums, by),
+        rows => unreachable!("{rows} are not few rows"),
+    }
+}
+
+/// Adds the products of `ROWS` left rows with as many rows of panels as there are sums, `RUN` at most: panel after panel, as
+/// they lie. Partial sums are in memory, so two panels at once.
+#[inline(always)]
+fn add_panel_sums<const ROWS: usize>(
+    x: &Lefts<f32>,
+    w: PanelRows<'_>,
+    sums: &mut [[f32; MOST_ROWS]],
+    by: &impl AddPanels,
+) {
+    // On cache lines.
+    let mut partial = Scratch::<f32>::take(sums.len() * ROWS * LANES);
+    partial.fill(0.0);
+    let partial = partial.as_chunks_mut::<LANES>().0.as_chunks_mut::<ROWS>().0;
+    let piece = |column: usize| {
+        let mut pieces = [[0f32; LANES]; ROWS];
+        for (i, piece) in pieces.iter_mut().enumerate() {
+            piece.copy_from_slice(&x.values[i * x.stride + column..][..LANES]);
+        }
+        pieces
+    };
+    let (panels, ahead) = (x.depth.div_ceil(PANEL), w.panel_len() / PANEL);
+    let count = partial.len();
+    let panel = |column: usize| w.panel(column, count);
+    for column in (0..panels / 2 * 2 * PANEL).step_by(2 * PANEL) {
+        let next = column + PANEL;
+        by.add(&[piece(column), piece(next)], [panel(column), panel(next)], 2 * ahead, partial);
+    }
+    if !panels.is_multiple_of(2) {
+        let column = (panels - 1) * PANEL;
+        by.add(&[piece(column)], [panel(column)], ahead, partial);
+    }
+    by.finish(partial, sums);
+}
+
 /// The sum, by halves. Never inlined: the compiler would lay out the loops before it by the pairs.
 #[inline(never)]
 fn fold(mut lanes: [f32; LANES]) -> f32 {
@@ -226,6 +390,8 @@ impl<F: Format> Lefts<F> {
         let mut values = Scratch::<F>::take(rows * stride);
         for (row, to) in values.chunks_exact_mut(stride).enumerate() {
             F::read(source, path, row, &mut to[..depth]);
+            // What a last line of a panel is multiplied by.
+            to[depth..depth.next_multiple_of(line)].fill(F::default());
         }
         Self { values, stride, depth }
     }
@@ -245,6 +411,9 @@ impl<F: Format> Lefts<F> {
             return;
         }
         let plain = right.plain();
+        if plain.is_some_and(|plain| F::add_panels(path, self, rows, plain, first, sums)) {
+            return;
+        }
         for (group, sums) in sums.chunks_mut(TOGETHER).enumerate() {
             // What is missing of the last group is multiplied again and dropped.
             let row = |i: usize| first + group * TOGETHER + i.min(sums.len() - 1);

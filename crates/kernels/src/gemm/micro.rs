@@ -10,6 +10,7 @@ use crate::element::Element;
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::Registers;
 use crate::gemm::pack::Panel;
+use crate::gemm::panels::PANEL;
 
 /// Rows of a tile of tile registers.
 pub(super) const TILE_ROWS: usize = 32;
@@ -50,13 +51,23 @@ pub(crate) enum LeftLayout {
 /// How a right side lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RightLayout {
-    /// Panels of `[depth, vectors · Kernel::lanes]`, so many lanes apart.
+    /// Packed panels of `[depth, vectors · Kernel::lanes]`, so many lanes apart.
     Panels(usize),
-    /// Rows of the depth, so many lanes apart; the panels lie beside each other in them.
-    Rows(usize),
-    /// Rows as above, `stride` lanes apart, which tiles copy as they read them, for those of other rows: into panels `step`
-    /// lanes apart at `to`. For [`Kernel::copies`].
-    Copied { stride: usize, to: *mut u32, step: usize },
+    /// Rows of the panels that [`PanelRows`](super::pack::PanelRows) stores, `[depth, PANEL]`, so many lanes apart. Vectors as
+    /// wide as such a panel lie in two of them.
+    Stored(usize),
+}
+
+impl RightLayout {
+    /// Lanes from the first vector of a tile to its second, of `lanes` each.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn vectors_apart(self, lanes: usize) -> usize {
+        match self {
+            RightLayout::Stored(step) if lanes == PANEL => step,
+            RightLayout::Panels(_) | RightLayout::Stored(_) => lanes,
+        }
+    }
 }
 
 /// Runs a kernel's loop over the lanes `p` of a part, `$accumulate!(lane, ahead)`, for either layout of the left side: lane
@@ -117,19 +128,9 @@ impl<E> Tile<'_, E> {
         });
         let (panel, stride) = match part.right_layout {
             RightLayout::Panels(step) => (self.panels.1 * step, self.vectors * width / 2),
-            RightLayout::Rows(stride) | RightLayout::Copied { stride, .. } => (self.panels.1 * width, stride),
+            RightLayout::Stored(step) => (self.panels.1 * (width / PANEL) * step, PANEL),
         };
         (left.cast(), part.right.wrapping_add(panel).cast(), stride)
-    }
-
-    /// Where the tile leaves a copy of its right panel of a part.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub(super) fn copy_of(&self, part: &Part) -> Option<*mut f32> {
-        match part.right_layout {
-            RightLayout::Copied { to, step, .. } => Some(to.wrapping_add(self.panels.1 * step).cast()),
-            RightLayout::Panels(_) | RightLayout::Rows(_) => None,
-        }
     }
 
     /// Moves the tile to the left panel with this index.
@@ -238,14 +239,9 @@ impl Kernel {
         matches!(self.path, Path::Amx | Path::Avx512Bf16 | Path::Avx2)
     }
 
-    /// Whether its tiles can copy a right side that lies in rows, while they read it.
-    pub(crate) fn copies(self) -> bool {
+    /// Whether few rows go down a column panel before the next one: where a full panel of a block fits the first-level cache.
+    pub(crate) fn goes_down(self) -> bool {
         self.path == Path::Avx2
-    }
-
-    /// Most rows for which a right side that lies as tiles can read it is neither packed nor copied, measured.
-    pub(crate) fn lying_rows(self) -> usize {
-        if self.copies() { self.rows() } else { 16 }
     }
 
     /// Computes one tile.

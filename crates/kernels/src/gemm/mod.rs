@@ -20,6 +20,7 @@ mod micro;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
+mod panels;
 mod portable;
 mod transpose;
 
@@ -30,6 +31,8 @@ pub(crate) use driver::{Factor, Input, Output, Side, Term, sum_of_products};
 pub(crate) use micro::Registers;
 pub(crate) use micro::{Base, Kernel};
 pub(crate) use pack::{Across, Operand, Plain, Rows, Strided, read_row_by_row, round_to_bf16, widen};
+pub use panels::PANEL;
+pub(crate) use panels::Panels;
 
 use crate::element::Element;
 use crate::scratch::Scratch;

@@ -8,7 +8,8 @@ use half::slice::HalfFloatSliceExt;
 use crate::dispatch::{Path, first_level_ways, multiversion};
 use crate::element::{Element, round};
 use crate::gemm::micro::{Kernel, LeftLayout};
-use crate::gemm::transpose::{GROUP, transpose};
+use crate::gemm::panels::{PANEL, PanelRows};
+use crate::gemm::transpose::{GROUP, Group, transpose};
 use crate::scratch::Scratch;
 
 /// Most elements of a row that are read at once while transposing: eight of them stay in the second-level cache.
@@ -39,7 +40,7 @@ pub(crate) trait Rows: Sync {
         read_row_by_row(self, path, rows, columns, to);
     }
 
-    /// The matrix itself where it is stored as rows of plain elements, to be packed without a copy between.
+    /// The matrix itself where its elements are stored as they are, to be packed without a copy between.
     fn plain(&self) -> Option<Plain<'_>> {
         None
     }
@@ -59,11 +60,12 @@ pub(crate) fn read_row_by_row<R: Rows + ?Sized>(
     }
 }
 
-/// A matrix that lies in memory as it is.
+/// A matrix whose elements lie in memory as they are.
 #[derive(Clone, Copy)]
 pub(crate) enum Plain<'a> {
     F32(Strided<'a, f32>),
     Bf16(Strided<'a, bf16>),
+    Panels(PanelRows<'a>),
 }
 
 /// Which way a source lies in a product: what runs across the lanes of a panel, the other axis being the depth.
@@ -221,9 +223,27 @@ impl Operand<'_> {
         (whole && !crowded(kernel, stride)).then(|| (&lanes[..len], stride))
     }
 
-    /// The columns from `first` on of the rows `depth` as lanes of the kernel, and the lanes from row to row, where tiles
-    /// can read whole panels of them as they lie.
-    pub(crate) fn lying_across(
+    /// The panels from column `first` on of the rows `depth`, and the lanes from one to the next, where tiles can read them
+    /// as they lie.
+    pub(crate) fn stored_panels(
+        &self,
+        kernel: Kernel,
+        first: usize,
+        columns: usize,
+        depth: Range<usize>,
+    ) -> Option<(&[u32], usize)> {
+        let (Across::Columns, false, Some(Plain::Panels(rows))) = (self.across, kernel.pairs(), self.source.plain())
+        else {
+            return None;
+        };
+        let panels = columns.div_ceil(PANEL).checked_sub(1)?;
+        let len = panels * rows.panel_len() + depth.len() * PANEL;
+        Some((&as_lanes(rows.from(depth.start, first))[..len], rows.panel_len()))
+    }
+
+    /// The columns from `first` on of the rows `depth` as lanes of the kernel, and the lanes from row to row, where whole
+    /// panels of them can be copied.
+    fn lying_across(
         &self,
         kernel: Kernel,
         first: usize,
@@ -251,8 +271,8 @@ impl Operand<'_> {
                 let row = first + panel.start + group;
                 let to = &mut to[group..];
                 let direct = plain.and_then(|plain| plain.lanes_of_group(kernel, row, stretch.clone()));
-                if let Some((rows, row_stride)) = direct {
-                    transpose(path, rows, row_stride, lanes, to, panel.stride);
+                if let Some(rows) = direct {
+                    transpose(path, rows, lanes, to, panel.stride);
                     continue;
                 }
                 let row_stride = lanes.next_multiple_of(2 * LINE_LANES) + LINE_LANES;
@@ -261,7 +281,8 @@ impl Operand<'_> {
                 for (i, to) in rows.chunks_exact_mut(row_stride).take(filled).enumerate() {
                     self.read_lanes(kernel, row + i, stretch.clone(), &mut to[..lanes]);
                 }
-                transpose(path, &rows, row_stride, lanes, to, panel.stride);
+                let rows = Group { lanes: &rows, row_stride, line_stride: PANEL };
+                transpose(path, rows, lanes, to, panel.stride);
             }
         }
     }
@@ -357,6 +378,11 @@ fn as_f32(lanes: &mut [u32]) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(lanes.as_mut_ptr().cast(), lanes.len()) }
 }
 
+fn as_lanes(values: &[f32]) -> &[u32] {
+    // SAFETY: same size and alignment, every bit pattern is valid in both.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
 /// The halves of pairs, the earlier first: x86, the only machine with a kernel of pairs, is little endian.
 fn as_bf16(lanes: &mut [u32]) -> &mut [u16] {
     // SAFETY: half the size, a weaker alignment, every bit pattern is valid in both.
@@ -390,7 +416,7 @@ fn copy_pieces_of<const WIDTH: usize>(from: &[u32], row_stride: usize, to: &mut 
 /// Brings the cache line of an address closer, if there is such an address.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no such instruction in stable Rust"))]
-fn fetch<T>(address: *const T) {
+pub(super) fn fetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: SSE is in every x86-64, and any address may be asked for.
     unsafe {
@@ -421,6 +447,29 @@ impl<'a> Plain<'a> {
         match self {
             Plain::F32(all) => Plain::F32(all.below(first)),
             Plain::Bf16(all) => Plain::Bf16(all.below(first)),
+            Plain::Panels(all) => Plain::Panels(all.below(first)),
+        }
+    }
+
+    /// As [`Rows::read`].
+    pub(crate) fn read(self, path: Path, row: usize, columns: Range<usize>, to: &mut [f32]) {
+        match self {
+            Plain::F32(all) => to.copy_from_slice(&all.data[row * all.row_stride..][columns]),
+            Plain::Bf16(all) => widen(path, all.halves(row, columns), to),
+            Plain::Panels(all) => all.read(row, columns, to),
+        }
+    }
+
+    /// As [`Rows::read_bf16`].
+    pub(crate) fn read_bf16(self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]) {
+        match self {
+            Plain::F32(all) => round_to_bf16(path, &all.data[row * all.row_stride..][columns], to),
+            Plain::Bf16(all) => to.copy_from_slice(all.halves(row, columns)),
+            Plain::Panels(all) => {
+                let mut values = Scratch::<f32>::take(to.len());
+                all.read(row, columns, &mut values);
+                round_to_bf16(path, &values, to);
+            }
         }
     }
 
@@ -429,6 +478,7 @@ impl<'a> Plain<'a> {
         match self {
             Plain::F32(all) => all.fetch_ahead(row, columns),
             Plain::Bf16(all) => all.fetch_ahead(row, columns),
+            Plain::Panels(all) => all.fetch_ahead(row, columns),
         }
     }
 
@@ -450,13 +500,21 @@ impl<'a> Plain<'a> {
         }
     }
 
-    /// The columns `stretch` of a group of rows from `row` as lanes, and the lanes between rows; if they lie in memory as
-    /// the kernel's lanes do. Where a panel ends within the group, the rows below it come along if they exist.
-    fn lanes_of_group(self, kernel: Kernel, row: usize, stretch: Range<usize>) -> Option<(&'a [u32], usize)> {
-        let (all, stride) = self.lanes(kernel, stretch.len())?;
-        let start = row * stride + kernel.filled_lanes(stretch.start);
-        let len = (GROUP - 1) * stride + kernel.filled_lanes(stretch.len());
-        Some((all.get(start..start + len)?, stride))
+    /// The columns `stretch` of a group of rows from `row`, if they lie in memory as the kernel's lanes do. Where a panel
+    /// ends within the group, what follows comes along if it is there.
+    fn lanes_of_group(self, kernel: Kernel, row: usize, stretch: Range<usize>) -> Option<Group<'a>> {
+        if let Plain::Panels(all) = self {
+            if kernel.pairs() || !stretch.start.is_multiple_of(PANEL) {
+                return None;
+            }
+            let lanes = as_lanes(all.from(row, stretch.start));
+            let group = Group { lanes, row_stride: PANEL, line_stride: all.panel_len() };
+            return group.holds(stretch.len()).then_some(group);
+        }
+        let (all, row_stride) = self.lanes(kernel, stretch.len())?;
+        let start = row * row_stride + kernel.filled_lanes(stretch.start);
+        let group = Group { lanes: all.get(start..)?, row_stride, line_stride: PANEL };
+        group.holds(kernel.filled_lanes(stretch.len())).then_some(group)
     }
 }
 
@@ -464,9 +522,7 @@ impl<'a> Strided<'a, f32> {
     /// `len` elements from `column` of `row`, or fewer where the data ends; as lanes.
     fn lanes(self, row: usize, column: usize, len: usize) -> &'a [u32] {
         let start = self.data.len().min(row * self.row_stride + column);
-        let from = &self.data[start..self.data.len().min(start + len)];
-        // SAFETY: same size and alignment, every bit pattern is valid in both.
-        unsafe { std::slice::from_raw_parts(from.as_ptr().cast(), from.len()) }
+        as_lanes(&self.data[start..self.data.len().min(start + len)])
     }
 }
 
@@ -507,17 +563,11 @@ impl<E: Element> Rows for Strided<'_, E> {
     }
 
     fn read(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [f32]) {
-        match self.as_plain() {
-            Plain::F32(plain) => to.copy_from_slice(&plain.data[row * plain.row_stride..][columns]),
-            Plain::Bf16(plain) => widen(path, plain.halves(row, columns), to),
-        }
+        self.as_plain().read(path, row, columns, to);
     }
 
     fn read_bf16(&self, path: Path, row: usize, columns: Range<usize>, to: &mut [u16]) {
-        match self.as_plain() {
-            Plain::F32(plain) => round_to_bf16(path, &plain.data[row * plain.row_stride..][columns], to),
-            Plain::Bf16(plain) => to.copy_from_slice(plain.halves(row, columns)),
-        }
+        self.as_plain().read_bf16(path, row, columns, to);
     }
 }
 

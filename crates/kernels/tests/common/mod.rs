@@ -125,7 +125,7 @@ pub fn weights(rows: usize, columns: usize, seed: u64) -> Vec<Weight> {
     let mut weights = vec![
         Weight {
             name: "f32".into(),
-            matrix: FrozenMatrix::from_f32(rows, columns, plain.clone()),
+            matrix: FrozenMatrix::f32(rows, columns, &plain),
             values: plain.clone(),
             rounded: false,
         },

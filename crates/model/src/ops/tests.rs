@@ -470,10 +470,10 @@ fn misfits_are_errors() {
         assert!(message(ops.rotary(&x, &table, &[0, 3].into())).contains("at 2 of 3 positions"));
         assert!(message(ops.rotary(&x, &table, &[0].into())).contains("rotary"));
         assert!(ops.split(&x, &[3]).unwrap_err().to_string().contains("columns [3]"));
-        let words = FrozenMatrix::from_f32(3, 4, vec![0.0; 12]);
+        let words = FrozenMatrix::f32(3, 4, &[0.0; 12]);
         assert!(ops.token_loss(&x, &words, &[0, 3]).unwrap_err().to_string().contains("target 3 of a vocabulary of 3"));
         assert!(ops.token_loss(&x, &words, &[0]).unwrap_err().to_string().contains("1 targets for 2 tokens"));
-        assert!(ops.logits(&x, &FrozenMatrix::from_f32(1, 3, vec![0.0; 3])).is_err());
+        assert!(ops.logits(&x, &FrozenMatrix::f32(1, 3, &[0.0; 3])).is_err());
         let (full, mut cache) =
             (AttentionShape { mask: Mask::Causal, ..AttentionShape::full(1, 4) }, KvCache::new(1, 1));
         let constant = ops.constant(2, 4, &[0; 32]).unwrap();

@@ -3,7 +3,7 @@
 use super::quantise::check_finite;
 use super::{BLOCK, QuantError, code_book, quantise};
 use fedpipe_core::BaseFormat;
-use fedpipe_kernels::{FrozenMatrix, pack_codes};
+use fedpipe_kernels::{FrozenMatrix, PANEL, pack_codes};
 
 /// A frozen weight `[rows, columns]` from its row-major values.
 ///
@@ -20,7 +20,7 @@ pub fn frozen(format: BaseFormat, rows: usize, columns: usize, values: &[f32]) -
                 check_finite(values)?;
                 FrozenMatrix::int8(rows, columns, values)
             }
-            _ => FrozenMatrix::from_f32(rows, columns, values.to_vec()),
+            _ => FrozenMatrix::f32(rows, columns, values),
         });
     };
     let quantised = quantise(values, bits)?;
@@ -38,7 +38,8 @@ pub fn bytes(format: BaseFormat, rows: usize, columns: usize) -> u64 {
         None => match format {
             BaseFormat::Bf16 => 2 * values,
             BaseFormat::Int8 => values + 4 * rows as u64,
-            _ => 4 * values,
+            // In panels that are filled up.
+            _ => 4 * rows as u64 * columns.next_multiple_of(PANEL) as u64,
         },
     }
 }
