@@ -65,7 +65,7 @@ fn products_match_f64_at_the_edges_of_tiles_and_blocks() {
         check(rows, columns, tokens, 7);
         check(columns, rows, tokens, 8);
     }
-    // Right sides that are copied while they are read: several blocks deep, for few rows and for many.
+    // Right sides that are read as they are stored: several blocks deep, for few rows and for many.
     // Many columns, lest the rows be cut into few for each thread.
     let plain = &weights(1100, 41, 9)[0];
     let wide = &weights(700, 16 * 64 + 41, 9)[0];

@@ -22,9 +22,9 @@ use crate::shared::SharedSlice;
 const JOB_COLUMNS: usize = 64;
 /// Lanes in depth of one expanded right tile: 64 columns of it take half of a usual second-level cache.
 const DEPTH_LANES: usize = 1024;
-/// Most rows of a job that goes down all of them for one copied panel before it copies the next, measured.
+/// Most rows of a job that goes down all of them for one right panel before the next, measured.
 const DOWN_ROWS: usize = 128;
-/// Lanes in depth of such a panel: it is 32 KiB then, two thirds of the first-level cache that this was measured on.
+/// Lanes in depth of such a panel: it is 32 KiB then, two thirds of the first-level caches that this was measured on.
 const DOWN_DEPTH_LANES: usize = 512;
 /// What blocks are a multiple of in depth: whole groups of the codes that are decoded at once, whole tile registers.
 const DEPTH_STEP: usize = 64;

@@ -1,6 +1,7 @@
 //! Sums of products for a handful of rows, as when text is decoded token by token: what counts is that the right sides are
 //! read once, at the speed of memory. Nothing is packed; a stored row is multiplied where it lies, or decoded into the
-//! first-level cache. Threads share the output's columns.
+//! first-level cache; panels are multiplied line by line, as they follow one another in memory. Threads share the output's
+//! columns.
 //!
 //! An output element is summed in partial sums whose number hangs on the path alone, so its bits do not depend on the
 //! other rows nor on the threads. They are not those of [`super::driver`]'s tiles, which sum in order.
