@@ -70,11 +70,13 @@ impl Mask {
     }
 
     /// The keys, of `n`, that any of some queries of `m` sees.
+    #[cfg(target_arch = "x86_64")]
     fn seen_by_any(self, queries: Range<usize>, m: usize, n: usize) -> Range<usize> {
         self.seen(queries.start, m, n).start..self.seen(queries.end - 1, m, n).end
     }
 
     /// The queries, of `m`, that see key `key` of `n`.
+    #[cfg(target_arch = "x86_64")]
     fn seeing(self, key: usize, m: usize, n: usize) -> Range<usize> {
         match self {
             Self::Full => 0..m,

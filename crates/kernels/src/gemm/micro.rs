@@ -249,6 +249,7 @@ impl Kernel {
     /// # Safety
     /// The tile's pointers are valid for the extents that its fields describe, nobody else touches its output, and
     /// `rows`, `columns` and `vectors` are within the limits of this kernel.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "nothing else has tile registers"))]
     pub(crate) unsafe fn run<E: Element>(self, registers: &Registers, tile: &Tile<'_, E>) {
         debug_assert!((1..=self.rows()).contains(&tile.rows));
         debug_assert!((1..=2).contains(&tile.vectors) && tile.columns <= tile.vectors * self.lanes());
