@@ -53,7 +53,7 @@ pub(crate) enum LeftLayout {
 pub(crate) enum RightLayout {
     /// Packed panels of `[depth, vectors · Kernel::lanes]`, so many lanes apart.
     Panels(usize),
-    /// Rows of the panels that [`PanelRows`](super::pack::PanelRows) stores, `[depth, PANEL]`, so many lanes apart. Vectors as
+    /// Rows of the panels that [`PanelRows`](super::panels::PanelRows) stores, `[depth, PANEL]`, so many lanes apart. Vectors as
     /// wide as such a panel lie in two of them.
     Stored(usize),
 }
