@@ -67,17 +67,9 @@ trait Format: Pooled + Sync {
 
     fn read(source: &dyn Rows, path: Path, row: usize, to: &mut [Self]);
 
-    /// Adds the products of all rows of `x` with as many rows of a right side from `first` on as there are sums, if it lies in
-    /// panels of this format.
-    fn add_panels(
-        _: Path,
-        _: &Lefts<Self>,
-        _rows: usize,
-        _: Plain<'_>,
-        _first: usize,
-        _: &mut [[f32; MOST_ROWS]],
-    ) -> bool {
-        false
+    /// What multiplies panels: the left side itself, if it is f32.
+    fn for_panels(_: &Lefts<Self>) -> Option<&Lefts<f32>> {
+        None
     }
 
     /// The products of the `rows` rows of `x`, `stride` apart, with each of `w`.
@@ -94,25 +86,8 @@ impl Format for f32 {
         source.read(path, row, 0..to.len(), to);
     }
 
-    fn add_panels(
-        path: Path,
-        x: &Lefts<Self>,
-        rows: usize,
-        plain: Plain<'_>,
-        first: usize,
-        sums: &mut [[f32; MOST_ROWS]],
-    ) -> bool {
-        let Plain::Panels(all) = plain else { return false };
-        for (run, sums) in sums.chunks_mut(RUN).enumerate() {
-            let w = all.below(first + run * RUN);
-            #[cfg(target_arch = "x86_64")]
-            if path.multiplies_bf16() {
-                panels_by_rows(x, rows, w, sums, &Dots512::<false>);
-                continue;
-            }
-            panels_f32(path, x, rows, w, sums);
-        }
-        true
+    fn for_panels(x: &Lefts<Self>) -> Option<&Lefts<f32>> {
+        Some(x)
     }
 
     fn dots(path: Path, x: &[Self], stride: usize, w: Rights<'_, Self>, rows: usize, sums: &mut Sums) {
@@ -304,6 +279,16 @@ impl<const FMA: bool> AddPanels for Plainly<FMA> {
     }
 }
 
+/// Adds the products of all left rows with as many rows of panels as there are sums, `RUN` at most.
+fn add_panels(path: Path, x: &Lefts<f32>, rows: usize, w: PanelRows<'_>, sums: &mut [[f32; MOST_ROWS]]) {
+    #[cfg(target_arch = "x86_64")]
+    if path.multiplies_bf16() {
+        panels_by_rows(x, rows, w, sums, &Dots512::<false>);
+        return;
+    }
+    panels_f32(path, x, rows, w, sums);
+}
+
 multiversion!(fn panels_f32(
     x: &Lefts<f32>,
     rows: usize,
@@ -412,7 +397,10 @@ impl<F: Format> Lefts<F> {
             return;
         }
         let plain = right.plain();
-        if plain.is_some_and(|plain| F::add_panels(path, self, rows, plain, first, sums)) {
+        if let (Some(Plain::Panels(all)), Some(x)) = (plain, F::for_panels(self)) {
+            for (run, sums) in sums.chunks_mut(RUN).enumerate() {
+                add_panels(path, x, rows, all.below(first + run * RUN), sums);
+            }
             return;
         }
         for (group, sums) in sums.chunks_mut(TOGETHER).enumerate() {
