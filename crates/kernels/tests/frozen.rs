@@ -65,6 +65,10 @@ fn products_match_f64_at_the_edges_of_tiles_and_blocks() {
         check(rows, columns, tokens, 7);
         check(columns, rows, tokens, 8);
     }
+    // Few rows, over panels in more than one run of lines, the last panel alone and not full.
+    for tokens in 1..=8 {
+        check(150, 41, tokens, 6);
+    }
     // Right sides that are read as they are stored: several blocks deep, for few rows and for many.
     // Many columns, lest the rows be cut into few for each thread.
     let plain = &weights(1100, 41, 9)[0];
