@@ -4,7 +4,7 @@ use std::arch::x86_64::{
     __m256bh, __m256i, __m512, __m512bh, _MM_HINT_T0, _mm_prefetch, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16,
     _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_reduce_add_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32,
 };
 use std::mem::transmute;
 
@@ -192,51 +192,4 @@ pub(super) unsafe fn dots<const ROWS: usize, const RIGHTS: usize, const PAIRS: b
         }
     }
     products
-}
-
-/// Adds the products of left rows with the lines of panels beside each other to partial sums, one for each line and row.
-/// `left` are the rows' pieces that lie in each panel; behind a line by `ahead` lies one that is fetched.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) fn add_panels<const ROWS: usize, const PANELS: usize>(
-    left: &[[[f32; LANES]; ROWS]; PANELS],
-    panels: [&[[f32; LANES]]; PANELS],
-    ahead: usize,
-    partial: &mut [[[f32; LANES]; ROWS]],
-) {
-    // SAFETY: an array is as long as a vector.
-    let load = |from: &[f32; LANES]| unsafe { _mm512_loadu_ps(from.as_ptr()) };
-    let mut held = [[_mm512_setzero_ps(); ROWS]; PANELS];
-    for (held, left) in held.iter_mut().flatten().zip(left.as_flattened()) {
-        *held = load(left);
-    }
-    let panels = panels.map(|lines| &lines[..partial.len()]);
-    for (line, partial) in partial.iter_mut().enumerate() {
-        let mut right = [_mm512_setzero_ps(); PANELS];
-        for (right, lines) in right.iter_mut().zip(&panels) {
-            *right = load(&lines[line]);
-            _mm_prefetch::<_MM_HINT_T0>(lines.as_ptr().wrapping_add(line + ahead).cast());
-        }
-        for (i, partial) in partial.iter_mut().enumerate() {
-            let mut sum = load(partial);
-            for (held, &right) in held.iter().zip(&right) {
-                sum = _mm512_fmadd_ps(held[i], right, sum);
-            }
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_ps(partial.as_mut_ptr(), sum) };
-        }
-    }
-}
-
-/// Adds the sum of each piece of a line's to its sum, by halves.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) fn add_folded<const ROWS: usize, const SUMS: usize>(
-    partial: &[[[f32; LANES]; ROWS]],
-    sums: &mut [[f32; SUMS]],
-) {
-    for (sums, partial) in sums.iter_mut().zip(partial) {
-        for (sum, partial) in sums.iter_mut().zip(partial) {
-            // SAFETY: an array is as long as a vector.
-            *sum += _mm512_reduce_add_ps(unsafe { _mm512_loadu_ps(partial.as_ptr()) });
-        }
-    }
 }

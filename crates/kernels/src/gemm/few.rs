@@ -14,7 +14,7 @@ use super::panels::{PANEL, PanelRows};
 use super::{Kernel, TargetBase, for_each};
 use crate::dispatch::{Path, multiversion};
 use crate::element::Element;
-use crate::scratch::{Pooled, Scratch};
+use crate::scratch::{LINE, Pooled, Scratch};
 use crate::vector::multiply_add;
 
 /// Most rows of any path.
@@ -26,8 +26,6 @@ const CUTS_A_THREAD: usize = 4;
 /// Columns whose results are written together: rows of an output may lie so that one cache set holds them all. Of panels it is
 /// the stretch that is read at once: a page.
 const RUN: usize = 64;
-/// Cache line, in bytes.
-const LINE: usize = 64;
 /// Partial sums of an element in f32.
 const LANES: usize = LINE_LANES;
 
@@ -212,142 +210,77 @@ fn dots_of<const FMA: bool, const ROWS: usize>(x: [&[f32]; ROWS], w: &[f32]) -> 
     sums.map(fold)
 }
 
-/// Pieces of left rows, each as long as a line of a panel.
-type Pieces<const ROWS: usize> = [[f32; LANES]; ROWS];
+multiversion!(
+    /// Adds the products of all left rows with as many rows of panels as there are sums, `RUN` at most.
+    fn add_panels(x: &Lefts<f32>, rows: usize, w: PanelRows<'_>, sums: &mut [[f32; MOST_ROWS]]) = add_panels_body
+);
 
-/// Adds up the products of left rows with panels, each element in as many partial sums as a line has lanes.
-trait AddPanels {
-    /// Adds the products of the pieces that lie in each of some panels beside each other with their lines to the partial sums
-    /// of as many lines. What lies `ahead` lines behind one of them is read soon.
-    fn add<const ROWS: usize, const PANELS: usize>(
-        &self,
-        left: &[Pieces<ROWS>; PANELS],
-        panels: [&[[f32; LANES]]; PANELS],
-        ahead: usize,
-        partial: &mut [Pieces<ROWS>],
-    );
-
-    /// Adds the sums of partial sums, by halves.
-    fn finish<const ROWS: usize>(&self, partial: &[Pieces<ROWS>], sums: &mut [[f32; MOST_ROWS]]);
-}
-
-#[cfg(target_arch = "x86_64")]
-impl AddPanels for Dots512<false> {
-    #[inline(always)]
-    fn add<const ROWS: usize, const PANELS: usize>(
-        &self,
-        left: &[Pieces<ROWS>; PANELS],
-        panels: [&[[f32; LANES]]; PANELS],
-        ahead: usize,
-        partial: &mut [Pieces<ROWS>],
-    ) {
-        // SAFETY: made for the path that has the instructions.
-        unsafe { super::avx512::add_panels(left, panels, ahead, partial) };
-    }
-
-    #[inline(always)]
-    fn finish<const ROWS: usize>(&self, partial: &[Pieces<ROWS>], sums: &mut [[f32; MOST_ROWS]]) {
-        // SAFETY: as above.
-        unsafe { super::avx512::add_folded(partial, sums) };
+#[inline(always)]
+fn add_panels_body<const FMA: bool>(x: &Lefts<f32>, rows: usize, w: PanelRows<'_>, sums: &mut [[f32; MOST_ROWS]]) {
+    let mut first = 0;
+    while first < rows {
+        first += match rows - first {
+            1 => add_panel_sums::<FMA, 1>(x, first, w, sums),
+            2 => add_panel_sums::<FMA, 2>(x, first, w, sums),
+            3 => add_panel_sums::<FMA, 3>(x, first, w, sums),
+            _ => add_panel_sums::<FMA, TOGETHER>(x, first, w, sums),
+        };
     }
 }
 
-impl<const FMA: bool> AddPanels for Plainly<FMA> {
-    #[inline(always)]
-    fn add<const ROWS: usize, const PANELS: usize>(
-        &self,
-        left: &[Pieces<ROWS>; PANELS],
-        panels: [&[[f32; LANES]]; PANELS],
-        ahead: usize,
-        partial: &mut [Pieces<ROWS>],
-    ) {
-        for (left, lines) in left.iter().zip(panels) {
-            for (line, partial) in lines.iter().zip(&mut *partial) {
-                fetch(std::ptr::from_ref(line).wrapping_add(ahead));
-                for (partial, left) in partial.iter_mut().zip(left) {
-                    *partial = std::array::from_fn(|j| multiply_add::<FMA>(left[j], line[j], partial[j]));
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn finish<const ROWS: usize>(&self, partial: &[Pieces<ROWS>], sums: &mut [[f32; MOST_ROWS]]) {
-        for (sums, partial) in sums.iter_mut().zip(partial) {
-            sums.iter_mut().zip(partial).for_each(|(sum, partial)| *sum += fold(*partial));
-        }
-    }
-}
-
-/// Adds the products of all left rows with as many rows of panels as there are sums, `RUN` at most.
-fn add_panels(path: Path, x: &Lefts<f32>, rows: usize, w: PanelRows<'_>, sums: &mut [[f32; MOST_ROWS]]) {
-    #[cfg(target_arch = "x86_64")]
-    if path.multiplies_bf16() {
-        panels_by_rows(x, rows, w, sums, &Dots512::<false>);
-        return;
-    }
-    panels_f32(path, x, rows, w, sums);
-}
-
-multiversion!(fn panels_f32(
+/// Adds the products of the `ROWS` left rows from `first` on with as many rows of panels as there are sums: panel after panel,
+/// as they lie, with the partial sums in memory. Gives `ROWS`.
+#[inline(always)]
+fn add_panel_sums<const FMA: bool, const ROWS: usize>(
     x: &Lefts<f32>,
-    rows: usize,
+    first: usize,
     w: PanelRows<'_>,
     sums: &mut [[f32; MOST_ROWS]],
-) = panels_body);
-
-#[inline(always)]
-fn panels_body<const FMA: bool>(x: &Lefts<f32>, rows: usize, w: PanelRows<'_>, sums: &mut [[f32; MOST_ROWS]]) {
-    panels_by_rows(x, rows, w, sums, &Plainly::<FMA>);
-}
-
-#[inline(always)]
-fn panels_by_rows(x: &Lefts<f32>, rows: usize, w: PanelRows<'_>, sums: &mut [[f32; MOST_ROWS]], by: &impl AddPanels) {
-    match rows {
-        1 => add_panel_sums::<1>(x, w, sums, by),
-        2 => add_panel_sums::<2>(x, w, sums, by),
-        3 => add_panel_sums::<3>(x, w, sums, by),
-        4 => add_panel_sums::<4>(x, w, sums, by),
-        5 => add_panel_sums::<5>(x, w, sums, by),
-        6 => add_panel_sums::<6>(x, w, sums, by),
-        7 => add_panel_sums::<7>(x, w, sums, by),
-        8 => add_panel_sums::<8>(x, w, sums, by),
-        rows => unreachable!("{rows} are not few rows"),
-    }
-}
-
-/// Adds the products of `ROWS` left rows with as many rows of panels as there are sums, `RUN` at most: panel after panel, as
-/// they lie. Partial sums are in memory, so two panels at once.
-#[inline(always)]
-fn add_panel_sums<const ROWS: usize>(
-    x: &Lefts<f32>,
-    w: PanelRows<'_>,
-    sums: &mut [[f32; MOST_ROWS]],
-    by: &impl AddPanels,
-) {
+) -> usize {
     // On cache lines.
     let mut partial = Scratch::<f32>::take(sums.len() * ROWS * LANES);
     partial.fill(0.0);
     let partial = partial.as_chunks_mut::<LANES>().0.as_chunks_mut::<ROWS>().0;
-    let piece = |column: usize| {
-        let mut pieces = [[0f32; LANES]; ROWS];
-        for (i, piece) in pieces.iter_mut().enumerate() {
-            piece.copy_from_slice(&x.values[i * x.stride + column..][..LANES]);
-        }
-        pieces
-    };
-    let (panels, ahead) = (x.depth.div_ceil(PANEL), w.panel_len() / PANEL);
-    let count = partial.len();
-    let panel = |column: usize| w.panel(column, count);
-    for column in (0..panels / 2 * 2 * PANEL).step_by(2 * PANEL) {
-        let next = column + PANEL;
-        by.add(&[piece(column), piece(next)], [panel(column), panel(next)], 2 * ahead, partial);
+    let panels = x.depth.div_ceil(PANEL);
+    for panel in (0..panels / 2).map(|pair| 2 * pair) {
+        add_lines::<FMA, ROWS, 2>(x, first, w, panel, partial);
     }
     if !panels.is_multiple_of(2) {
-        let column = (panels - 1) * PANEL;
-        by.add(&[piece(column)], [panel(column)], ahead, partial);
+        add_lines::<FMA, ROWS, 1>(x, first, w, panels - 1, partial);
     }
-    by.finish(partial, sums);
+    for (sums, partial) in sums.iter_mut().zip(partial) {
+        sums[first..].iter_mut().zip(partial).for_each(|(sum, partial)| *sum += fold(*partial));
+    }
+    ROWS
+}
+
+/// Adds the products with the lines of `PANELS` panels beside each other to the partial sums of as many lines.
+#[inline(always)]
+fn add_lines<const FMA: bool, const ROWS: usize, const PANELS: usize>(
+    x: &Lefts<f32>,
+    first: usize,
+    w: PanelRows<'_>,
+    panel: usize,
+    partial: &mut [[[f32; LANES]; ROWS]],
+) {
+    let column = |i: usize| (panel + i) * PANEL;
+    let mut left = [[[0f32; LANES]; PANELS]; ROWS];
+    for (row, left) in left.iter_mut().enumerate() {
+        let from = &x.values[(first + row) * x.stride + column(0)..];
+        left.as_flattened_mut().copy_from_slice(&from[..PANELS * LANES]);
+    }
+    let lines: [_; PANELS] = std::array::from_fn(|i| w.panel(column(i), partial.len()));
+    let next = PANELS * w.panel_len() / PANEL;
+    for (line, partial) in partial.iter_mut().enumerate() {
+        for lines in &lines {
+            fetch(lines.as_ptr().wrapping_add(line + next));
+        }
+        for (partial, left) in partial.iter_mut().zip(&left) {
+            for (lines, left) in lines.iter().zip(left) {
+                *partial = std::array::from_fn(|j| multiply_add::<FMA>(left[j], lines[line][j], partial[j]));
+            }
+        }
+    }
 }
 
 /// The sum, by halves. Never inlined: the compiler would lay out the loops before it by the pairs.

@@ -241,25 +241,6 @@ impl Operand<'_> {
         Some((&as_lanes(rows.from(depth.start, first))[..len], rows.panel_len()))
     }
 
-    /// The columns from `first` on of the rows `depth` as lanes of the kernel, and the lanes from row to row, where whole
-    /// panels of them can be copied.
-    fn lying_across(
-        &self,
-        kernel: Kernel,
-        first: usize,
-        columns: usize,
-        depth: Range<usize>,
-    ) -> Option<(&[u32], usize)> {
-        let (Across::Columns, false, Some(Plain::F32(plain))) = (self.across, kernel.pairs(), self.source.plain())
-        else {
-            return None;
-        };
-        // The last panel is one vector wide where that is enough.
-        let len = depth.len().checked_sub(1)? * plain.row_stride + columns.next_multiple_of(kernel.lanes());
-        let lanes = plain.lanes(depth.start, first, len);
-        (lanes.len() == len).then_some((lanes, plain.row_stride))
-    }
-
     fn pack_rows(&self, kernel: Kernel, first: usize, panel: Panel, depth: Range<usize>, to: &mut [u32]) {
         let path = kernel.path();
         let plain = self.source.plain();
@@ -323,15 +304,20 @@ impl Operand<'_> {
             });
             return;
         }
-        if let Some((from, row_stride)) = self.lying_across(kernel, columns.start, whole, depth.clone()) {
-            for panel in panels {
-                let to = &mut to[panel.offset..][..depth.len() * panel.stride];
-                copy_pieces(kernel.path(), &from[panel.start - start..], row_stride, panel.stride, to);
+        let plain = self.source.plain();
+        if let Some(Plain::F32(plain)) = plain {
+            let len = depth.len().saturating_sub(1) * plain.row_stride + whole;
+            let from = plain.lanes(depth.start, columns.start, len);
+            if from.len() == len {
+                for panel in panels {
+                    let to = &mut to[panel.offset..][..depth.len() * panel.stride];
+                    copy_pieces(kernel.path(), &from[panel.start - start..], plain.row_stride, panel.stride, to);
+                }
+                return;
             }
-            return;
         }
         for (p, row) in depth.enumerate() {
-            if let Some(plain) = self.source.plain() {
+            if let Some(plain) = plain {
                 plain.fetch_ahead(row + ROWS_AHEAD, columns.clone());
             }
             self.source.read(kernel.path(), row, columns.clone(), as_f32(&mut lanes[..width]));
@@ -478,7 +464,8 @@ impl<'a> Plain<'a> {
         match self {
             Plain::F32(all) => all.fetch_ahead(row, columns),
             Plain::Bf16(all) => all.fetch_ahead(row, columns),
-            Plain::Panels(all) => all.fetch_ahead(row, columns),
+            // Their tiles read them where they lie.
+            Plain::Panels(_) => {}
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::pack::{LINE_LANES, fetch};
+use super::pack::LINE_LANES;
 
 /// Columns of a panel of f32 weights, those of a cache line; the last panel of a matrix is filled up with zeros.
 pub const PANEL: usize = LINE_LANES;
@@ -87,13 +87,6 @@ impl<'a> PanelRows<'a> {
             (piece, rest) = rest.split_at_mut(count);
             piece.copy_from_slice(&line[within..within + count]);
             from += count;
-        }
-    }
-
-    /// Brings a piece of a row into the cache, if there is such a row.
-    pub(super) fn fetch_ahead(self, row: usize, columns: Range<usize>) {
-        for panel in columns.start / PANEL..columns.end.div_ceil(PANEL) {
-            fetch(self.lines.as_ptr().wrapping_add(panel * self.rows + self.first + row));
         }
     }
 }
